@@ -1,0 +1,58 @@
+# make venv         .venv with this package and everything it needs
+# make run          trains the default federation; flags go into ARGS="--config.rounds=2"
+# make test         ruff, mypy, then every test and doctest
+# make lint         ruff and mypy alone
+# make test-newest  the tests in .venv-newest, made with the newest Python here; SHORT=1 runs those marked `short`.
+#                   Remove .venv-newest to have it look for newer releases again.
+
+PYTHON ?= python3
+ARGS ?=
+SHORT ?=
+
+INPUTS := setup.cfg requirements.txt pyproject.toml
+PYTEST := -m pytest -q -n 2 --doctest-modules fedklpr_jax tests
+
+.PHONY: venv run test lint test-newest newest-python
+.DELETE_ON_ERROR:
+
+venv: .venv/installed
+
+# Without build isolation pip looks only at what is installed already, so an update without a network still succeeds.
+define install
+	@echo "installing into $(@D), which takes some minutes the first time"
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check 'setuptools>=77,<90'
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]'
+	@touch $@
+endef
+
+.venv/installed: $(INPUTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "$(PYTHON) is missing or older than 3.11; give a newer one: make venv PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(@D)
+	$(install)
+
+.venv-newest/installed: $(INPUTS)
+	@newest=$$($(MAKE) -s newest-python) && echo "newest Python: $$newest" && "$$newest" -m venv $(@D)
+	$(install)
+
+# Each candidate is tried, for a version manager's shim may exist without the version behind it.
+newest-python:
+	@for minor in 14 13 12 11; do \
+	  for python in python3.$$minor $$(ls -d $$HOME/.pyenv/versions/3.$$minor.*/bin/python 2>/dev/null | sort -rV); do \
+	    if "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then command -v "$$python"; exit; fi; \
+	  done; \
+	done; echo "no Python from 3.11 to 3.14 runs here" >&2; exit 1
+
+run: venv
+	.venv/bin/python experiments/run.py --config=experiments/fedklpr.py $(ARGS)
+
+lint: venv
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m mypy
+
+test: lint
+	JAX_PLATFORMS=cpu .venv/bin/python $(PYTEST)
+
+test-newest: .venv-newest/installed
+	@.venv-newest/bin/python -c 'import jax, sys; print("Python", sys.version.split()[0], "with JAX", jax.__version__)'
+	JAX_PLATFORMS=cpu .venv-newest/bin/python $(PYTEST) $(if $(SHORT),-m short)

@@ -1,0 +1,104 @@
+"""The command line: settings in, one clear line for bad input, an answer to Ctrl-C within two seconds."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from fedklpr_jax.errors import InputError
+
+USAGE = "python experiments/run.py --config=experiments/fedklpr.py [--config.FIELD=VALUE ...]"
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The configuration of a command line such as `["--config=experiments/fedklpr.py", "--config.rounds=3"]`.
+
+    Raises:
+      InputError: no configuration file, an unknown field, or a value of the wrong type.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    chosen = [a.split("=", 1)[1] for a in arguments if re.match(r"--?config=", a)]
+    if not chosen:
+        raise InputError(f"--config: missing; usage: {USAGE}")
+    path = Path(chosen[-1].split(":", 1)[0])
+    if not path.is_file():
+        raise InputError(f"--config: {path} is no file; usage: {USAGE}")
+    try:
+        rest = values(["run", *arguments])
+        config = values.config
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(f"--{error.flagname}: there is no such setting; usage: {USAGE}") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise InputError(f"{message[:300]}; see fedklpr_jax/config.py for all settings") from error
+    if rest[1:]:
+        raise InputError(f"{rest[1]}: not understood; settings look like --config.rounds=3")
+    return config
+
+
+def interruptible(job: Callable[[], None], hint: Callable[[], str]) -> int:
+    """Runs `job` in a thread; returns its exit status, or leaves at once with 130 on Ctrl-C or SIGTERM.
+
+    Compiled programs hold no Python frame that a signal could stop, so the main thread only waits for signals. What is
+    on disk is complete at any moment, so leaving without a word to the job loses nothing but the round in progress.
+    """
+    status = [0]
+
+    def body() -> None:
+        try:
+            job()
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status[0] = 2
+        except BaseException:
+            status[0] = 1
+            raise
+
+    def on_terminate(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, on_terminate)
+    worker = threading.Thread(target=body, name="run", daemon=True)
+    try:
+        worker.start()
+        while worker.is_alive():
+            worker.join(0.2)
+    except KeyboardInterrupt:
+        # A progress bar hides the cursor; show it again.
+        prefix = "\x1b[?25h\n" if sys.stdout.isatty() else "\n"
+        sys.stdout.write(f"{prefix}interrupted: the round in progress is dropped. {hint()}\n")
+        sys.stdout.flush()
+        os._exit(130)
+    return status[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The whole command; returns the exit status: 0 done, 1 our mistake, 2 bad input (130 interrupted)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        print(f"usage: {USAGE}\nsettings: see fedklpr_jax/config.py")
+        return 0
+    command = "python experiments/run.py " + " ".join(given)
+    try:
+        config = parse(given)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    def job() -> None:
+        # Imported late, so that a typing error is answered at once.
+        from fedklpr_jax import metrics, train
+
+        train.run(config, metrics.Console(), command)
+
+    return interruptible(job, lambda: f"Go on with the same command: {command}")

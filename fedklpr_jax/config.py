@@ -1,0 +1,179 @@
+"""Every setting of a run: name, default, range, meaning. `experiments/*.py` start from `default_config()`.
+
+Marks: [S] stated by the method's paper or its authors' code; [C] our choice where the public text gives none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from fedklpr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A setting: its default, what it means, and a test of its value with the words for what would be right."""
+
+    default: Any
+    meaning: str
+    right: str = ""
+    test: Callable[[Any], bool] = lambda value: True
+
+
+def _at_least(low: float) -> tuple[str, Callable[[Any], bool]]:
+    return f"a number from {low:g}", lambda value: math.isfinite(value) and value >= low
+
+
+def _between(low: float, high: float) -> tuple[str, Callable[[Any], bool]]:
+    return f"a number from {low:g} to {high:g}", lambda value: math.isfinite(value) and low <= value <= high
+
+
+def _above(low: float) -> tuple[str, Callable[[Any], bool]]:
+    return f"a number above {low:g}", lambda value: math.isfinite(value) and value > low
+
+
+def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
+    return "one of " + ", ".join(names), lambda value: value in names
+
+
+FIELDS: dict[str, Field] = {
+    "name": Field("fedklpr", "name of the run; results go to runs/<name>", "a name without / in it",
+                  lambda v: bool(v) and "/" not in v),
+    "out": Field("", "directory of the results; empty = runs/<name>"),
+    "seed": Field(0, "everything random is a function of it", *_between(0, 2**31 - 1)),
+    "rounds": Field(12, "communication rounds T", *_at_least(1)),
+    "epochs": Field(2, "local epochs E of a round, and of the 'after' column", *_at_least(1)),
+    "participation": Field(1.0, "share of the clients in each round, at least one", *_above(0)),
+    "data.source": Field("synthetic", "where pictures come from", *_one_of("synthetic", "folder")),
+    "data.root": Field("", "folder source: the directory whose sub-folders are the clients"),
+    "data.clients": Field("", "comma-separated clients by name, in this order; empty = all there are"),
+    "data.seed": Field(0, "synthetic source: seed of the people and sites", *_between(0, 2**31 - 1)),
+    "data.height": Field(64, "image height in pixels", *_between(16, 1024)),
+    "data.width": Field(32, "image width in pixels", *_between(16, 1024)),
+    "data.cache": Field("", "folder source: directory for decoded pictures; empty = the user's cache directory"),
+    "data.flip": Field(0.5, "probability of mirroring a training image", *_between(0, 1)),
+    "data.pad": Field(4, "pixels a training image is shifted by at most", *_between(0, 64)),
+    "data.erase": Field(0.3, "probability of erasing a rectangle of a training image", *_between(0, 1)),
+    "model.arch": Field("thin", "network", *_one_of("thin", "resnet18", "resnet34", "resnet50")),
+    "model.pooling": Field("avg", "global pooling: average or generalised mean", *_one_of("avg", "gem")),
+    "model.embedding": Field(0, "width of FedReID's embedding block; 0 = BNNeck on the pooled feature", *_at_least(0)),
+    "model.dropout": Field(0.5, "dropout of the embedding block", *_between(0, 0.95)),
+    "model.dtype": Field("float32", "arithmetic of the forward pass; parameters stay float32",
+                         *_one_of("float32", "bfloat16")),
+    "model.convolution": Field("auto", "patches + matmul, XLA's own, or what suits the backend",
+                               *_one_of("auto", "patches", "stock")),
+    "task.name": Field("supervised", "the learning problem", *_one_of("supervised")),
+    "task.people": Field(8, "P: identities in a batch", *_at_least(2)),
+    "task.shots": Field(4, "K: images of each of them", *_at_least(2)),
+    "task.smoothing": Field(0.1, "label smoothing of the identity loss", *_between(0, 0.99)),
+    "task.identity": Field(1.0, "weight of the identity cross-entropy; 0 switches it off", *_at_least(0)),
+    "task.triplet": Field(1.0, "weight of the batch-hard triplet loss; 0 switches it off", *_at_least(0)),
+    "task.margin": Field(0.3, "margin of the triplet loss", *_at_least(0)),
+    "optimizer.name": Field("adam", "local optimiser, started afresh every round", *_one_of("adam", "sgd")),
+    "optimizer.learning_rate": Field(2e-3, "step size", *_above(0)),
+    "optimizer.momentum": Field(0.9, "momentum of sgd (Nesterov)", *_between(0, 0.9999)),
+    "optimizer.weight_decay": Field(5e-4, "added to the gradient as L2", *_at_least(0)),
+    "optimizer.backbone": Field(1.0, "factor on the step size of the trunk (FedReID: 0.1)", *_above(0)),
+    "optimizer.decay_from": Field(0.67, "share of the rounds after which the step size falls", *_between(0, 1)),
+    "optimizer.decay": Field(0.2, "factor it falls by", *_between(0, 1)),
+    "client_map": Field("map", "how clients are mapped", *_one_of("map", "vmap", "pmap", "loop")),
+    "client_chunk": Field(0, "vmap: clients at once; 0 = all", *_at_least(0)),
+    "devices": Field(0, "devices that share the clients; 0 = all", *_at_least(0)),
+    "wire.dtype": Field("float32", "values on the wire: float32 is lossless", *_one_of("float32", "bfloat16")),
+    "eval.every": Field(3, "rounds between evaluations on the test images (shown, never used)", *_at_least(1)),
+    "eval.rerank": Field(False, "k-reciprocal re-ranking of the test lists (k1 20, k2 6, lambda 0.3)"),
+    "eval.average_precision": Field("standard", "the usual AP, or FedReID's", *_one_of("standard", "trapezoidal")),
+    "checkpoint.keep": Field(2, "checkpoints kept", *_at_least(1)),
+    "compilation_cache": Field("", "directory for compiled programs; empty = the user's cache directory"),
+    "method.name": Field("fedklpr", "the method", *_one_of("fedklpr", "fedavg", "fedpav", "fedprox", "local")),
+    "method.prox.mu": Field(0.01, "FedProx: weight of the proximal term", *_at_least(0)),
+    "method.kll.weight": Field(1.0, "[C] d, weight of the KL loss [S: L = L_base + d L_KL]", *_at_least(0)),
+    "method.kll.temperature": Field(1.0, "[C] T of the softmax over features, KLL and KLAW", *_above(0)),
+    "method.kll.direction": Field("forward", "[C] forward = KL(received || local)", *_one_of("forward", "reverse")),
+    "method.kll.space": Field("features", "[C] softmax over the embedding, or over similarities to the classes",
+                              *_one_of("features", "proxies")),
+    "method.kll.reference": Field("personalised", "[C] the frozen model: the masked download, or the dense global one",
+                                  *_one_of("personalised", "global")),
+    "method.klaw.sign": Field("align", "[C] prefer clients near the received model, or those that gained most",
+                              *_one_of("align", "gain")),
+    "method.praw.form": Field("compact", "[C] 1/(1-r), 1-r, or no pruning weight", *_one_of("compact", "dense", "none")),
+    "method.klpwa.form": Field("product", "[C] product or weighted sum of the two", *_one_of("product", "sum")),
+    "method.klpwa.mix": Field(0.5, "[C] share of KLAW in the sum", *_between(0, 1)),
+    "method.klpwa.cap": Field(3.0, "[C] no weight exceeds cap / clients", *_at_least(1)),
+    "method.prune.step": Field(0.2, "[C] share of the alive weights removed by a step", *_between(0, 1)),
+    "method.prune.target": Field(0.3, "[C] density that pruning stops at", *_between(0, 1)),
+    "method.prune.scope": Field("global", "[C] one threshold over all layers, or one for each",
+                                *_one_of("global", "layer")),
+    "method.crr.drop": Field(0.02, "[C] validation mAP a step may cost", *_at_least(0)),
+    "method.crr.recover": Field(0.05, "[C] loss of validation mAP since the last step that undoes it", *_at_least(0)),
+    "method.crr.halt": Field(2, "[C] rounds without pruning after a recovery", *_at_least(0)),
+    "method.bn.statistics": Field("averaged", "[C] batch-norm statistics travel, or stay", *_one_of("averaged", "local")),
+}  # fmt: skip
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """A fresh copy of all settings with their defaults.
+
+    >>> default_config().method.prune.target
+    0.3
+    """
+    config = ml_collections.ConfigDict()
+    for path, field in FIELDS.items():
+        *sections, leaf = path.split(".")
+        node = config
+        for section in sections:
+            if section not in node:
+                node[section] = ml_collections.ConfigDict()
+            node = node[section]
+        node[leaf] = field.default
+    return config
+
+
+def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Every setting by its dotted path."""
+    found: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            path = f"{prefix}{key}"
+            if isinstance(value, ml_collections.ConfigDict):
+                walk(value, path + ".")
+            else:
+                found[path] = value
+
+    walk(config, "")
+    return found
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises `InputError` for the first setting that is unknown, missing, of another type, or out of its range.
+
+    >>> config = default_config()
+    >>> config.rounds = 0
+    >>> validate(config)
+    Traceback (most recent call last):
+    fedklpr_jax.errors.InputError: config.rounds: 0 is not allowed; give a number from 1
+    """
+    values = flat(config)
+    for path in values.keys() - FIELDS.keys():
+        raise InputError(f"config.{path}: there is no such setting")
+    for path, field in FIELDS.items():
+        if path not in values:
+            raise InputError(f"config.{path}: missing; its default is {field.default!r}")
+        value = values[path]
+        wanted = type(field.default)
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+            raise InputError(f"config.{path}: {value!r} is not allowed; give a {wanted.__name__}")
+        if not field.test(value):
+            raise InputError(f"config.{path}: {value!r} is not allowed; give {field.right}")
+    if config.participation > 1:
+        raise InputError(f"config.participation: {config.participation!r} is not allowed; give a share of at most 1")
+    if config.data.source == "folder" and not config.data.root:
+        raise InputError("config.data.root: empty; the folder source needs the directory that holds the clients")

@@ -1,0 +1,312 @@
+"""Figures of a run as small PNGs, in a light and a dark theme.
+
+Colours are six of Okabe and Ito's set for colour-blind readers (2008), a violet and a grey; every client also has a
+marker. Drawn on matplotlib's Agg canvas through its object API: no global state, and equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from fedklpr_jax.metrics import METRIC_TITLES
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A63D2", "#8A8A8A")
+MARKERS = {
+    "o": "M8 5a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
+    "s": "M8 2h6v6h-6z",
+    "^": "M11 1.5l3.5 6.5h-7z",
+    "D": "M11 1l4 4l-4 4l-4-4z",
+    "v": "M11 8.5l3.5-6.5h-7z",
+}
+"""Matplotlib markers and the same shapes as SVG paths in a box of 22 x 10, centred at (11, 5)."""
+
+DECISIONS = {
+    "accepted": ("o", "#009E73"),
+    "rejected": ("x", "#D55E00"),
+    "recovered": ("^", "#0072B2"),
+    "halted": ("s", "#CC79A7"),
+    "target": ("*", "#E69F00"),
+}
+"""Marker and colour of each pruning decision; `none` is left blank."""
+
+_WIDTH = 4.8  # inches: read at about its own size in one column of a phone and in two of a desktop
+_DPI = 200
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of page and figure: `face` behind, `ink` in front, `faint` for the grid."""
+
+    face: str
+    ink: str
+    faint: str
+
+
+LIGHT = Theme(face="#ffffff", ink="#1c2024", faint="#d9dde2")
+DARK = Theme(face="#1b1f24", ink="#e8eaed", faint="#3a4149")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a client looks in every figure: `colour` as #rrggbb, `marker` a key of `MARKERS`."""
+
+    colour: str
+    marker: str
+
+
+def client_styles(names: Sequence[str]) -> dict[str, Style]:
+    """A style per client, by its place in `names`; the first 40 are distinct.
+
+    >>> client_styles(["a", "b"])["b"]
+    Style(colour='#D55E00', marker='s')
+    """
+    markers = tuple(MARKERS)
+    return {
+        name: Style(COLOURS[place % len(COLOURS)], markers[place % len(markers)]) for place, name in enumerate(names)
+    }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot.
+
+    Attributes:
+        x: positions.
+        y: values, as many.
+        style: a client's colour and marker; None is the theme's ink, drawn thick (a mean).
+        label: entry of the legend; empty for none.
+        dashed: dashes instead of a full line.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    style: Style | None = None
+    label: str = ""
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: what `y` measures, with its unit, and the curves in it."""
+
+    ylabel: str
+    curves: Sequence[Curve]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure: panels one above the other over a shared x axis.
+
+    Attributes:
+        title: what it shows.
+        caption: how to read it.
+        panels: each with at least one curve.
+        xlabel: name of the x axis, with its unit.
+        decisions: per client the pruning decision of each round (keys of `DECISIONS`, or `none`), as rows of marks
+            below the panels; empty for no such rows.
+        whole: whether x counts rounds, so that its ticks are whole numbers.
+    """
+
+    title: str
+    caption: str
+    panels: Sequence[Panel]
+    xlabel: str
+    decisions: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    whole: bool = True
+
+
+def _dress(axes: Axes, theme: Theme) -> None:
+    axes.set_facecolor(theme.face)
+    axes.tick_params(colors=theme.ink, labelsize=9, length=3)
+    axes.grid(True, color=theme.faint, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(theme.ink)
+
+
+def _curve(axes: Axes, curve: Curve, theme: Theme) -> None:
+    axes.plot(
+        curve.x,
+        curve.y,
+        color=curve.style.colour if curve.style else theme.ink,
+        linewidth=1.4 if curve.style else 2.4,
+        linestyle="--" if curve.dashed else "-",
+        marker=curve.style.marker if curve.style else "D" if curve.dashed else "o",
+        markersize=4.5,
+        markerfacecolor=theme.face if curve.dashed else None,
+        zorder=2 if curve.style else 3,
+        # A marker on each of many rounds would hide the lines.
+        markevery=max(1, len(curve.x) // 12),
+        label=curve.label or None,
+    )
+
+
+def _printable(name: str, place: int) -> str:
+    """A client's name if the font has its letters, else its number in the report's legend."""
+    short = name if len(name) <= 15 else name[:14] + "…"
+    return short if name.isprintable() and all(ord(letter) < 0x250 for letter in name) else f"client {place + 1}"
+
+
+def _decision_rows(axes: Axes, decisions: Mapping[str, Mapping[int, str]], height: float, theme: Theme) -> None:
+    # Marks of many rounds and names of many clients must not run into each other.
+    size = min(5.0, max(1.5, 250 / max(1, *(len(rounds) for rounds in decisions.values()))))
+    font = min(9.0, 0.7 * 72 * height / len(decisions))
+    for decision, (marker, colour) in DECISIONS.items():
+        at = [
+            (when, row)
+            for row, rounds in enumerate(decisions.values())
+            for when, what in rounds.items()
+            if what == decision
+        ]
+        if at:
+            x, y = zip(*at, strict=True)
+            axes.scatter(x, y, s=size**2, marker=marker, color=colour, linewidths=size / 4, label=decision, zorder=3)
+    axes.set_yticks(range(len(decisions)))
+    # A dollar sign in a name starts no formula.
+    labels = [_printable(name, place) for place, name in enumerate(decisions)]
+    axes.set_yticklabels(labels, parse_math=False, fontsize=font)
+    axes.set_ylim(len(decisions) - 0.4, -0.6)
+    axes.set_ylabel("pruning decision", color=theme.ink, fontsize=10)
+
+
+def draw(plot: Plot, theme: Theme) -> bytes:
+    """The bytes of a PNG, 960 pixels wide."""
+    panels, decisions = plot.panels, plot.decisions
+    heights = [2.6 if len(panels) == 1 else 1.9] * len(panels)
+    if decisions:
+        heights.append(max(1.0, min(0.2 * len(decisions) + 0.4, 8.0)))
+    figure = Figure(figsize=(_WIDTH, sum(heights) + 0.8), dpi=_DPI, facecolor=theme.face, layout="constrained")
+    grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes in grid:
+        _dress(axes, theme)
+    for axes, panel in zip(grid, panels, strict=False):
+        for curve in panel.curves:
+            _curve(axes, curve, theme)
+        axes.set_ylabel(panel.ylabel, color=theme.ink, fontsize=10)
+    if decisions:
+        _decision_rows(grid[-1], decisions, heights[-1], theme)
+    for axes in grid:
+        handles, labels = axes.get_legend_handles_labels()
+        if labels:
+            axes.legend(
+                handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, fontsize=9,
+                labelcolor=theme.ink, borderaxespad=0.1, handletextpad=0.4, columnspacing=1.2,
+            )
+    grid[-1].set_xlabel(plot.xlabel, color=theme.ink, fontsize=10)
+    grid[-1].xaxis.set_major_locator(MaxNLocator(nbins=7, integer=plot.whole))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    # Pillow writes no date and no program name, and a palette of 128 colours makes a third of the bytes.
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    packed = io.BytesIO()
+    image.quantize(128, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
+    return packed.getvalue()
+
+
+def _points(events: Sequence[Mapping[str, Any]], client: str | None, key: str) -> list[tuple[float, float]]:
+    """(round, value) of one client, or of the mean over clients for None, where there is a value."""
+    found = {}
+    for event in events:
+        row = event.get("mean") if client is None else event.get("clients", {}).get(client)
+        if row and row.get(key) is not None:
+            found[event["round"]] = row[key]
+    return sorted(found.items())
+
+
+def _panel(
+    events: Sequence[Mapping[str, Any]], styles: Mapping[str, Style], key: str, ylabel: str, scale: float = 1.0
+) -> list[Panel]:
+    """One panel with a curve per client, or none if no client has a value."""
+    curves = []
+    for client, style in styles.items():
+        points = _points(events, client, key)
+        if points:
+            curves.append(Curve([x for x, _ in points], [scale * y for _, y in points], style))
+    return [Panel(ylabel, curves)] if curves else []
+
+
+def _accuracy(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]
+) -> list[Panel]:
+    panels = []
+    for key in ("rank1", "map", "accuracy"):
+        ylabel = f"{METRIC_TITLES[key]} (%)"
+        curves = [curve for panel in _panel(before, styles, key, ylabel, 100) for curve in panel.curves]
+        for events, label, dashed in ((before, "mean before", False), (after, "mean after", True)):
+            points = _points(events, None, key)
+            if points:
+                curves.append(Curve([x for x, _ in points], [100 * y for _, y in points], None, label, dashed))
+        if curves:
+            panels.append(Panel(ylabel, curves))
+    return panels
+
+
+def _accuracy_per_megabyte(before: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    curves = []
+    for key, dashed in (("rank1", False), ("map", True), ("accuracy", False)):
+        points = sorted(
+            (event["bytes_total"] / 1e6, 100 * event["mean"][key])
+            for event in before
+            if event.get("bytes_total") is not None and (event.get("mean") or {}).get(key) is not None
+        )
+        if points:
+            curves.append(Curve([x for x, _ in points], [y for _, y in points], None, METRIC_TITLES[key], dashed))
+    return [Panel("mean accuracy (%)", curves)] if curves else []
+
+
+def _decisions(rounds: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> dict[str, dict[int, str]]:
+    rows = {
+        client: {
+            event["round"]: event["clients"][client]["decision"]
+            for event in rounds
+            if event.get("clients", {}).get(client, {}).get("decision")
+        }
+        for client in styles
+    }
+    return rows if any(rows.values()) else {}
+
+
+def run_plots(events: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> list[Plot]:
+    """The figures for which a run has data.
+
+    Args:
+        events: of `metrics.jsonl`.
+        styles: per client, in the order of the legend.
+    """
+    rounds = [event for event in events if event.get("event") == "round"]
+    evals = [event for event in events if event.get("event") == "eval"]
+    before = [event for event in evals if event.get("stage") == "before"]
+    after = [event for event in evals if event.get("stage") == "after"]
+    weights = [
+        *_panel(rounds, styles, "klaw", "KLAW a (nat)"),
+        *_panel(rounds, styles, "praw", "PRAW b"),
+        *_panel(rounds, styles, "weight", "final weight"),
+    ]
+    scores = [
+        *_panel(rounds, styles, "score_download", "downloaded (%)", 100),
+        *_panel(rounds, styles, "score_current", "trained (%)", 100),
+        *_panel(rounds, styles, "score_candidate", "pruned (%)", 100),
+    ]
+    done, index = "rounds completed", "round (the first is 0)"
+    plots = [
+        Plot("Accuracy per round", "Clients in colour, their mean thick.", _accuracy(before, after, styles), done),
+        Plot("Accuracy against bytes exchanged", "Mean over clients; both directions, all clients.",
+             _accuracy_per_megabyte(before), "MB exchanged", whole=False),
+        Plot("Density", "Kept part of the prunable weights, and what pruning did in each round.",
+             _panel(rounds, styles, "density", "density (kept / prunable)"), index, _decisions(rounds, styles)),
+        Plot("Aggregation weights", "What each client's upload counts in the server's mean.", weights, index),
+        Plot("Validation scores", "Before training, after it, and under the proposed mask.", scores, index),
+        Plot("Training loss", "Mean over the round's steps.", _panel(rounds, styles, "loss", "loss"), index),
+    ]
+    return [plot for plot in plots if plot.panels]

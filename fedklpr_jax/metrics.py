@@ -1,0 +1,424 @@
+"""Numbers out: the event log of a run, the bytes it exchanged, its summary and what the terminal shows.
+
+A run directory holds `config.json`, `metrics.jsonl` (one event a line), `summary.json` and `report.html`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import rich.console
+from rich import box
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from fedklpr_jax.errors import InputError
+
+METRIC_TITLES: Mapping[str, str] = {
+    "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "map": "mAP", "minp": "mINP", "accuracy": "Accuracy"
+}
+"""Keys of the accuracy fractions (0 to 1) in evaluations and summaries, with the names readers know."""
+
+
+def _plain(value: Any) -> Any:
+    """`value` as strict JSON holds it: arrays as lists, and NaN and infinities, which JSON lacks, as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        # bfloat16 scalars come out of `tolist` unchanged, so that they need `float`.
+        listed = value.tolist()
+        return _plain(float(listed) if hasattr(listed, "tolist") else listed)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all, also when the machine stops half-way.
+
+    Args:
+        path: the file; an older one is replaced.
+        data: its bytes.
+
+    Raises:
+        OSError: the folder is missing or full; an older file is then still the one it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Writes `obj` as indented JSON, atomically; NaN and infinities become null.
+
+    Args:
+        path: the file; an older one is replaced.
+        obj: mappings, sequences, numbers, strings, NumPy or JAX arrays.
+
+    Raises:
+        TypeError: `obj` holds something JSON cannot.
+    """
+    write_atomically(path, (json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n").encode())
+
+
+class MetricsLog:
+    """An append-only log of JSON lines; each line is on disk when `write` returns.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
+    >>> with MetricsLog.open(path) as log:
+    ...     log.write({"event": "note", "text": "start"})
+    ...     start = log.offset
+    ...     log.write({"event": "round", "round": 0, "loss": float("nan")})
+    >>> read_metrics(path)[1]
+    {'event': 'round', 'round': 0, 'loss': None}
+    >>> MetricsLog.open(path, offset=start).close()
+    >>> len(read_metrics(path))
+    1
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    @classmethod
+    def open(cls, path: Path, offset: int | None = None) -> MetricsLog:
+        """Opens (or makes) the log at `path`.
+
+        Args:
+            path: the file.
+            offset: length in bytes to cut the log to, as `offset` gave it when the checkpoint was written; None
+                keeps every whole line.
+
+        Raises:
+            InputError: the log is shorter than `offset`, or no line ends there.
+        """
+        file = path.open("a+b")
+        file.seek(0)
+        data = file.read()
+        keep = data.rfind(b"\n") + 1 if offset is None else offset
+        if not 0 <= keep <= len(data) or (keep and data[keep - 1 : keep] != b"\n"):
+            file.close()
+            raise InputError(
+                f"{path}: no line ends at byte {keep} of {len(data)}, where the checkpoint stopped; "
+                "put back the log that belongs to it or start in an empty directory"
+            )
+        file.truncate(keep)
+        file.seek(keep)
+        return cls(file)
+
+    @property
+    def offset(self) -> int:
+        """Length of the log in bytes: what a checkpoint stores and `open` takes."""
+        return self._file.tell()
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        """Appends one event and waits until it is on disk; NaN and infinities become null.
+
+        Args:
+            event: mappings, sequences, numbers, strings, NumPy or JAX arrays.
+
+        Raises:
+            TypeError: the event holds something JSON cannot; nothing is written.
+        """
+        self._file.write((json.dumps(_plain(event), allow_nan=False) + "\n").encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The events of a log, oldest first. A last line without its end (the run was cut off there) is left out.
+
+    Raises:
+        InputError: no such file, or a whole line is no JSON object.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the directory of a run")
+    events = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise InputError(f"{path}: line {number} is no JSON object; mend or delete that line")
+        events.append(event)
+    return events
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Bytes that crossed the wire, per client. A payload is one message in one direction.
+
+    Attributes:
+        down: bytes sent to each client.
+        up: bytes each client sent.
+        payloads: messages of each client, both directions.
+        dense_payload: length in bytes of each client's first unpruned upload.
+        parameters: number of values a dense message of each client holds.
+
+    >>> ledger = Ledger().measured("a", dense_payload=100, parameters=30).add("a", down=100, up=50)
+    >>> ledger.total, ledger.dense_total, ledger.raw_total, ledger.saving
+    (150, 200, 240, 0.25)
+    """
+
+    down: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    up: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    payloads: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    dense_payload: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def add(self, client: str, down: int | None = None, up: int | None = None) -> Ledger:
+        """A new ledger with one payload more for each direction given (None: no message went that way).
+
+        Args:
+            client: its name.
+            down: bytes of the encoded download.
+            up: bytes of the encoded upload.
+
+        Raises:
+            ValueError: a negative number of bytes.
+        """
+        sent = [size for size in (down, up) if size is not None]
+        if any(size < 0 for size in sent):
+            raise ValueError(f"{client}: a payload has at least 0 bytes, not {min(sent)}")
+        return dataclasses.replace(
+            self,
+            down={**self.down, client: self.down.get(client, 0) + int(down or 0)},
+            up={**self.up, client: self.up.get(client, 0) + int(up or 0)},
+            payloads={**self.payloads, client: self.payloads.get(client, 0) + len(sent)},
+        )
+
+    def measured(self, client: str, dense_payload: int, parameters: int) -> Ledger:
+        """A new ledger that knows the dense size of a client's payload; a size already known stays.
+
+        Args:
+            client: its name.
+            dense_payload: bytes of its unpruned upload.
+            parameters: number of values in it.
+        """
+        return dataclasses.replace(
+            self,
+            dense_payload={client: int(dense_payload), **self.dense_payload},
+            parameters={client: int(parameters), **self.parameters},
+        )
+
+    def _total(self, size: Mapping[str, int]) -> int:
+        # A client whose dense size was never measured counts with its own bytes: it claims no saving.
+        return sum(
+            size[client] * count if client in size else self.down[client] + self.up[client]
+            for client, count in self.payloads.items()
+        )
+
+    @property
+    def total(self) -> int:
+        """Bytes sent, all clients, both directions."""
+        return sum(self.down.values()) + sum(self.up.values())
+
+    @property
+    def dense_total(self) -> int:
+        """Bytes had every payload been as long as the client's first unpruned upload."""
+        return self._total(self.dense_payload)
+
+    @property
+    def raw_total(self) -> int:
+        """Bytes had every payload been plain float32: 4 x parameters x payloads."""
+        return self._total({client: 4 * count for client, count in self.parameters.items()})
+
+    @property
+    def saving(self) -> float | None:
+        """1 - total / dense_total; None if nothing was sent."""
+        return 1 - self.total / self.dense_total if self.dense_total else None
+
+    def summary(self) -> dict[str, Any]:
+        """The `bytes` entry of `summary.json`."""
+        return {
+            "down": sum(self.down.values()),
+            "up": sum(self.up.values()),
+            "total": self.total,
+            "dense_total": self.dense_total,
+            "raw_total": self.raw_total,
+            "per_client": {name: {"down": self.down[name], "up": self.up[name]} for name in self.payloads},
+        }
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """A JSON object (plain dicts) that `from_json` reads back."""
+        return {field.name: dict(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Mapping[str, int]]) -> Ledger:
+        """The ledger that `to_json` wrote."""
+        return cls(**{name: dict(counts) for name, counts in obj.items()})
+
+
+def known_metrics(*groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Keys of `METRIC_TITLES` for which at least one client in at least one group has a number."""
+    rows = [row for group in groups for row in group.values()]
+    return [key for key in METRIC_TITLES if any(row.get(key) is not None for row in rows)]
+
+
+def show(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
+    """`value * scale` with fixed digits; a dash for no number.
+
+    >>> show(0.4567, 100), show(None)
+    ('45.7', '-')
+    """
+    return "-" if value is None or not math.isfinite(value) else f"{value * scale:.{digits}f}"
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the numbers among `values`; None if there is none."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes, seconds.
+
+    >>> duration(3723.4)
+    '1:02:03'
+    """
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+class RoundBar:
+    """Progress over rounds; `Console.progress` makes it."""
+
+    def __init__(self, total: int, done: int, clock: Callable[[], float], draw: Callable[[int, str, str], None]):
+        self._total, self._done, self._clock, self._draw = total, done, clock, draw
+        self._ends = [clock()]
+
+    def advance(self, text: str = "") -> None:
+        """One round more is done; `text` says in a few words how it went."""
+        self._done += 1
+        self._ends.append(self._clock())
+        # The first round compiles, so that it tells the pace only as long as there is no other.
+        timed = self._ends[1:] if len(self._ends) > 2 else self._ends
+        left = (timed[-1] - timed[0]) / (len(timed) - 1) * (self._total - self._done)
+        self._draw(self._done, text, duration(left))
+
+
+class Console:
+    """What a run says on the terminal; plain lines where there is no terminal (a file, CI).
+
+    Args:
+        file: where to print; None is standard output.
+        clock: seconds, as `time.monotonic` gives them.
+    """
+
+    def __init__(self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rich = rich.console.Console(file=file, highlight=False, markup=False, emoji=False)
+        self._clock = clock
+
+    def line(self, text: str) -> None:
+        """Prints one line, as it is."""
+        self._rich.print(text, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, total: int, done: int = 0) -> Iterator[RoundBar]:
+        """A bar over rounds, with the time used and the time left; without a terminal one line a round.
+
+        Args:
+            total: rounds of the whole run.
+            done: rounds an earlier, resumed run has finished.
+        """
+        if not self._rich.is_terminal or self._rich.is_dumb_terminal:
+            start = self._clock()
+
+            def print_line(now: int, text: str, left: str) -> None:
+                used = duration(self._clock() - start)
+                self.line(f"round {now}/{total} {now / total:4.0%} | {used} | {left} left | {text}".rstrip(" |"))
+
+            yield RoundBar(total, done, self._clock, print_line)
+            return
+        # The text takes the room that is left, so that it never squeezes the other columns.
+        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        display = Progress(
+            TextColumn("round", markup=False),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=16),
+            TextColumn("{task.percentage:3.0f} %", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]} left", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=rest),
+            console=self._rich,
+            expand=True,
+        )
+        with display:
+            task = display.add_task("", total=total, completed=done, left="?")
+            yield RoundBar(
+                total, done, self._clock,
+                lambda now, text, left: display.update(task, completed=now, description=text, left=left),
+            )
+
+    def table(self, summary: Mapping[str, Any], paths: Sequence[Path] = ()) -> None:
+        """Prints the result of a run: a row per client, the mean, the bytes, the files written.
+
+        Args:
+            summary: what `summary.json` holds.
+            paths: files to name below the table.
+        """
+        clients, sent = summary["clients"], summary["bytes"]
+        keys = known_metrics(clients, {"mean": summary["mean"]})
+        titles = ["Client", *(METRIC_TITLES[key] for key in keys), "Density", "MB down", "MB up"]
+
+        def row(name: str, result: Mapping[str, Any], down: float | None, up: float | None) -> list[str]:
+            numbers = [show(result.get(key), 100) for key in keys]
+            return [name, *numbers, show(result.get("density"), digits=3), show(down, 1e-6), show(up, 1e-6)]
+
+        counts = sent.get("per_client", {})
+        means = [mean([bytes_of[way] for bytes_of in counts.values()]) for way in ("down", "up")]
+        rows = [
+            row(name, result, counts.get(name, {}).get("down"), counts.get(name, {}).get("up"))
+            for name, result in clients.items()
+        ]
+        rows.append(row("mean", summary["mean"], *means))
+        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+        # Only names are cropped: rich by itself would take room from the numbers too.
+        room = max(self._rich.width - sum(widths[1:]) - len(titles) - 1, 6)
+        table = Table(box=box.SIMPLE_HEAD, padding=0)
+        table.add_column(titles[0], no_wrap=True, overflow="ellipsis", max_width=room)
+        for title in titles[1:]:
+            table.add_column(title, justify="right", no_wrap=True)
+        for number, cells in enumerate(rows, start=1):
+            table.add_row(*map(Text, cells), end_section=number == len(clients))
+        self._rich.print(table)
+
+        after = (summary.get("after") or {}).get("mean", {}).get("map")
+        if after is not None:
+            self.line(f"mAP mean: {show(summary['mean'].get('map'), 100)} % before, {show(after, 100)} % after "
+                      "local fine-tuning")
+        saving = summary.get("saving")
+        self.line(
+            f"sent: {show(sent['total'], 1e-6)} MB; dense: {show(sent['dense_total'], 1e-6)} MB"
+            + (f"; saving {show(saving, 100)} %" if saving is not None else "")
+        )
+        for path in paths:
+            self.line(f"wrote {path}")

@@ -1,0 +1,176 @@
+"""The one place that chooses how a convolution is computed.
+
+On a CPU a convolution is written as patches and one matrix product (im2col), because XLA:CPU is slow where federated
+training lives: the gradient of a stock convolution inside `lax.scan` or `lax.map`, a convolution whose map is smaller
+than its kernel, and `vmap` over per-client kernels (a grouped convolution). On an accelerator the stock convolution
+stays. Both give the same numbers from the same parameters; `benchmarks/convolution.py` prints what each costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedklpr_jax.errors import InputError
+
+Convolution = Callable[..., jax.Array]
+Padding = str | Sequence[tuple[int, int]]
+
+CONVOLUTIONS = ("auto", "patches", "stock")
+_LAYOUT = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
+
+
+def patches_convolution(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = ("NHWC", "HWIO", "NHWC"),
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """Two-dimensional convolution as patches times one matrix; a drop-in for `lax.conv_general_dilated`.
+
+    Hand it to `flax.linen.Conv(conv_general_dilated=patches_convolution)`. Its gradient is plain autodiff: the two
+    gradient products are matrix products too, so it is as fast in a loop body as outside one, and a `vmap` over
+    kernels is a batched matrix product.
+
+    Args:
+        lhs: images `[n, h, w, c]`.
+        rhs: kernel `[kh, kw, c, o]`, of the dtype of `lhs`.
+        window_strides: `(sh, sw)`.
+        padding: `"SAME"`, `"VALID"`, or `((top, bottom), (left, right))`, none negative.
+        lhs_dilation: only 1 (or None).
+        rhs_dilation: only 1 (or None).
+        dimension_numbers: only NHWC, HWIO, NHWC, in any form that `lax.conv_dimension_numbers` takes.
+        feature_group_count: only 1.
+        batch_group_count: only 1.
+        precision: of the matrix product, as in `lax.dot`.
+        preferred_element_type: dtype of the result; default that of `lhs`. Sums run in at least float32.
+
+    Returns:
+        `[n, h', w', o]`.
+
+    Raises:
+        ValueError: for a layout, a dilation, a grouping or a shape that this form does not cover.
+
+    >>> ones = jnp.ones((1, 3, 3, 1))
+    >>> patches_convolution(ones, ones[0, :, :, :, None], (1, 1), "SAME")[0, :, :, 0].astype(int).tolist()
+    [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
+    """
+    _refuse_unsupported(lhs, rhs, window_strides, lhs_dilation, rhs_dilation, dimension_numbers,
+                        feature_group_count, batch_group_count)  # fmt: skip
+    out_dtype = jnp.dtype(preferred_element_type or lhs.dtype)
+    windows = _windows(lhs, rhs.shape[:2], window_strides, padding, fill=0)
+    # One window means a 1x1 kernel: the strided map itself is the patch matrix.
+    patches = windows[0] if len(windows) == 1 else lax.concatenate(windows, dimension=3)
+    product = jnp.matmul(
+        patches.reshape(-1, patches.shape[3]),
+        rhs.reshape(-1, rhs.shape[3]),
+        precision=precision,
+        preferred_element_type=jnp.promote_types(out_dtype, jnp.float32),
+    )
+    return product.reshape(*patches.shape[:3], rhs.shape[3]).astype(out_dtype)
+
+
+def max_pool(images: jax.Array, window: Sequence[int], strides: Sequence[int], padding: Padding) -> jax.Array:
+    """Maximum over windows, as a maximum over strided slices.
+
+    The gradient of `flax.linen.max_pool` is a select-and-scatter, which XLA:CPU runs element by element on one
+    thread. Here equal maxima share the gradient, where the stock form gives it to the first.
+
+    Args:
+        images: `[n, h, w, c]`, floating.
+        window: `(kh, kw)`.
+        strides: `(sh, sw)`.
+        padding: as in `patches_convolution`; padded places never win.
+
+    Returns:
+        `[n, h', w', c]`.
+
+    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2), (2, 2), "VALID")[0, :, :, 0].tolist()
+    [[5.0, 7.0], [13.0, 15.0]]
+    """
+    result, *others = _windows(images, window, strides, padding, fill=-jnp.inf)
+    for other in others:
+        result = jnp.maximum(result, other)
+    return result
+
+
+def convolution_for(backend: str) -> Convolution:
+    """The convolution for a backend name as `jax.default_backend()` gives it.
+
+    >>> convolution_for("cpu") is patches_convolution, convolution_for("gpu") is lax.conv_general_dilated
+    (True, True)
+    """
+    return patches_convolution if backend == "cpu" else lax.conv_general_dilated
+
+
+def choose_convolution(choice: str = "auto") -> Convolution:
+    """The convolution a `ModelSpec` asks for; `"auto"` looks at the backend when the model is traced.
+
+    Args:
+        choice: `"auto"`, `"patches"` or `"stock"`.
+
+    Raises:
+        InputError: for any other choice.
+
+    >>> choose_convolution("stock") is lax.conv_general_dilated
+    True
+    """
+    if choice not in CONVOLUTIONS:
+        raise InputError(f"model.convolution: {choice!r} is unknown; give one of {', '.join(CONVOLUTIONS)}")
+    if choice == "auto":
+        return convolution_for(jax.default_backend())
+    return patches_convolution if choice == "patches" else lax.conv_general_dilated
+
+
+def _windows(
+    images: jax.Array, window: Sequence[int], strides: Sequence[int], padding: Padding, fill: float
+) -> list[jax.Array]:
+    """The kh*kw strided slices `[n, h', w', c]` of the padded images, row by row of the window."""
+    (kh, kw), (sh, sw) = window, strides
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(images.shape[1:3], (kh, kw), (sh, sw), padding)
+    padded = lax.pad(images, jnp.asarray(fill, images.dtype), [(0, 0, 0), *((a, b, 0) for a, b in padding), (0, 0, 0)])
+    n, height, width, c = padded.shape
+    rows, columns = (height - kh) // sh * sh + 1, (width - kw) // sw * sw + 1
+    if rows < 1 or columns < 1:
+        raise ValueError(f"a {kh}x{kw} window does not fit a padded map of {height}x{width}")
+    return [
+        lax.slice(padded, (0, i, j, 0), (n, i + rows, j + columns, c), (1, sh, sw, 1))
+        for i in range(kh)
+        for j in range(kw)
+    ]
+
+
+def _refuse_unsupported(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    lhs_dilation: Sequence[int] | None,
+    rhs_dilation: Sequence[int] | None,
+    dimension_numbers: Any,
+    feature_group_count: int,
+    batch_group_count: int,
+) -> None:
+    """Raise ValueError, with what would do instead, for every case `patches_convolution` does not cover."""
+    wanted = "use lax.conv_general_dilated for it"
+    if lhs.ndim != 4 or rhs.ndim != 4 or len(window_strides) != 2:
+        raise ValueError(f"patches_convolution is two-dimensional, got {lhs.shape} and {rhs.shape}; {wanted}")
+    if lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != _LAYOUT:
+        raise ValueError(f"patches_convolution takes NHWC, HWIO, NHWC, got {dimension_numbers}; {wanted}")
+    if any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ()))):
+        raise ValueError(f"patches_convolution has no dilation, got {lhs_dilation} and {rhs_dilation}; {wanted}")
+    if feature_group_count != 1 or batch_group_count != 1:
+        raise ValueError(f"patches_convolution has no groups, got {feature_group_count}, {batch_group_count}; {wanted}")
+    if lhs.shape[3] != rhs.shape[2]:
+        raise ValueError(f"images have {lhs.shape[3]} channels, the kernel {rhs.shape} takes {rhs.shape[2]}")

@@ -1,0 +1,198 @@
+"""`ModelSpec`: a network as a value, and the only seam between Flax and everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedklpr_jax.errors import InputError
+from fedklpr_jax.models.convolution import CONVOLUTIONS, choose_convolution
+from fedklpr_jax.models.resnet import BottleneckBlock, ResNet
+
+STEMS = ("7x7/2+pool", "3x3/2", "3x3/1")
+POOLINGS = ("avg", "gem")
+DTYPES = ("float32", "bfloat16")
+
+Variables = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A re-ID network as a hashable value; a narrower submodel is the same code with other `widths`.
+
+    Attributes:
+        name: what reports and errors call it.
+        widths: channels of each stage; the stem has `widths[0]`, a bottleneck stage ends with four times its width.
+        blocks: residual blocks of each stage.
+        bottleneck: 1x1-3x3-1x1 blocks (ResNet-50) instead of two 3x3 convolutions.
+        stem: `"7x7/2+pool"` (stride 2, then 3x3 max-pool of stride 2), `"3x3/2"` or `"3x3/1"` for small images.
+        last_stride: stride of the last stage; 1 keeps its map twice as large, the usual choice for re-ID.
+        pooling: `"avg"`, or `"gem"` with a learnable exponent that starts at 3.
+        embedding_dim: 0 for a BNNeck on the pooled feature; else the size of a Linear-BN block in its place (FedReID).
+        dropout: rate on the embedding, in training only (FedReID: 0.5).
+        dtype: of the trunk's computation, `"float32"` or `"bfloat16"`; parameters, statistics and outputs are float32.
+        convolution: `"auto"` (by backend), `"patches"` or `"stock"`.
+
+    Raises:
+        InputError: for a value outside these.
+
+    >>> spec = make_spec("thin")
+    >>> variables = spec.init(jax.random.key(0), 64, 32)
+    >>> outputs, stats = spec.apply(variables, jnp.zeros((2, 64, 32, 3)), train=False)
+    >>> outputs["embedding"].shape == (2, spec.feature_dim)
+    True
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    bottleneck: bool = False
+    stem: str = "7x7/2+pool"
+    last_stride: int = 1
+    pooling: str = "avg"
+    embedding_dim: int = 0
+    dropout: float = 0.0
+    dtype: str = "float32"
+    convolution: str = "auto"
+
+    def __post_init__(self) -> None:
+        for field in ("widths", "blocks"):
+            value = getattr(self, field)
+            if not (isinstance(value, tuple) and value and all(_is_whole(v) and v >= 1 for v in value)):
+                raise InputError(f"model.{field}: {value!r} is not allowed; give whole numbers from 1, one a stage")
+        if len(self.widths) != len(self.blocks):
+            raise InputError(
+                f"model.blocks: {len(self.blocks)} stages but model.widths has {len(self.widths)}; give equally many"
+            )
+        choices = {"stem": STEMS, "last_stride": (1, 2), "pooling": POOLINGS, "dtype": DTYPES,
+                   "convolution": CONVOLUTIONS, "bottleneck": (False, True)}  # fmt: skip
+        for field, allowed in choices.items():
+            value = getattr(self, field)
+            if value not in allowed:
+                raise InputError(f"model.{field}: {value!r} is unknown; give one of {', '.join(map(str, allowed))}")
+        if not (_is_whole(self.embedding_dim) and self.embedding_dim >= 0):
+            raise InputError(f"model.embedding_dim: {self.embedding_dim!r} is not allowed; give 0 (BNNeck) or a size")
+        if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
+            raise InputError(f"model.dropout: {self.dropout!r} is not allowed; give a rate from 0 to below 1")
+
+    @property
+    def pooled_dim(self) -> int:
+        """Size d of the pooled feature.
+
+        >>> make_spec("resnet50", embedding_dim=512).pooled_dim
+        2048
+        """
+        return self.widths[-1] * (BottleneckBlock.expansion if self.bottleneck else 1)
+
+    @property
+    def feature_dim(self) -> int:
+        """Size e of the embedding.
+
+        >>> make_spec("resnet50").feature_dim, make_spec("resnet50", embedding_dim=512).feature_dim
+        (2048, 512)
+        """
+        return self.embedding_dim or self.pooled_dim
+
+    def module(self) -> ResNet:
+        """The Linen module; only `models/` and its tests look at it."""
+        return ResNet(
+            widths=self.widths,
+            blocks=self.blocks,
+            bottleneck=self.bottleneck,
+            stem=self.stem,
+            last_stride=self.last_stride,
+            pooling=self.pooling,
+            embedding_dim=self.embedding_dim,
+            dropout=self.dropout,
+            dtype=jnp.dtype(self.dtype),
+            convolution=choose_convolution(self.convolution),
+        )
+
+    def init(self, key: jax.Array, height: int, width: int) -> Variables:
+        """Fresh variables: `{"params": ..., "batch_stats": ...}`, plain nested dicts of float32 arrays.
+
+        Args:
+            key: a key of `jax.random.key`.
+            height: of the images in pixels; like `width` it changes no shape, since pooling is global.
+            width: of the images in pixels.
+        """
+        return _init(self, key, height, width)
+
+    def apply(
+        self,
+        variables: Mapping[str, Any],
+        images: jax.Array,
+        train: bool,
+        rngs: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[dict[str, jax.Array], Variables]:
+        """Features of a batch and the statistics after it.
+
+        Args:
+            variables: as `init` gives them.
+            images: float32 `[n, h, w, 3]`, normalised.
+            train: True uses and records the statistics of the batch (running value = 0.9 old + 0.1 new) and applies
+                dropout; False uses the running ones and returns them as they came.
+            rngs: `{"dropout": key}`, needed when training with dropout.
+
+        Returns:
+            float32 `{"pooled": [n, d], "embedding": [n, e]}` (not L2-normalised), and the new `batch_stats`.
+
+        Raises:
+            InputError: training with dropout, but without its key.
+        """
+        if not train:
+            return self.module().apply(variables, images, train=False), variables["batch_stats"]
+        if self.dropout and "dropout" not in (rngs or {}):
+            raise InputError(f"model {self.name}: dropout {self.dropout} needs a key; give rngs={{'dropout': key}}")
+        outputs, changed = self.module().apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
+        return outputs, changed["batch_stats"]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# Compiled, so that the forward pass which Linen traces for the shapes is thrown away instead of run.
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def _init(spec: ModelSpec, key: jax.Array, height: int, width: int) -> Variables:
+    return spec.module().init(key, jnp.zeros((1, height, width, 3)), train=False)
+
+
+_WIDTHS = (64, 128, 256, 512)
+SPECS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        ModelSpec("resnet18", _WIDTHS, (2, 2, 2, 2)),
+        ModelSpec("resnet34", _WIDTHS, (3, 4, 6, 3)),
+        ModelSpec("resnet50", _WIDTHS, (3, 4, 6, 3), bottleneck=True),
+        ModelSpec("thin", (16, 32, 64, 128), (1, 1, 1, 1), stem="3x3/2"),
+    )
+}
+
+
+def make_spec(name: str, **overrides: Any) -> ModelSpec:
+    """A named network, with some of its fields replaced.
+
+    Args:
+        name: a key of `SPECS`.
+        **overrides: fields of `ModelSpec`; `widths` and `blocks` may be lists.
+
+    Raises:
+        InputError: for an unknown name or field, or a value that `ModelSpec` refuses.
+
+    >>> make_spec("resnet18", pooling="gem").pooling
+    'gem'
+    """
+    if name not in SPECS:
+        raise InputError(f"model.name: {name!r} is unknown; give one of {', '.join(SPECS)}")
+    known = [field.name for field in fields(ModelSpec)]
+    for field in overrides:
+        if field not in known:
+            raise InputError(f"model.{field}: no such field; give one of {', '.join(known)}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+    return replace(SPECS[name], **values)

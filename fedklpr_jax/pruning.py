@@ -1,0 +1,238 @@
+"""Unstructured magnitude pruning and cross-round recovery (CRR) as pure functions over boolean masks.
+
+A mask is a boolean pytree of the model's structure, True = kept. Only *prunable* leaves ever lose entries: kernels
+outside the classifier, the proxies and the BNNeck. Everything is exact and compiles: thresholds come from bisection on
+the float bits, not from a sort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedklpr_jax.trees import PyTree, path_map, select
+
+HEADS = frozenset({"classifier", "proxies", "bnneck"})
+DECISIONS = ("none", "accepted", "rejected", "halted", "target", "recovered")
+
+
+def is_prunable(path: str) -> bool:
+    """Leaves named `kernel`, never those of heads, proxies or the BNNeck (nor biases, norms, statistics).
+
+    >>> is_prunable("params/trunk/conv1/kernel"), is_prunable("params/classifier/kernel"), is_prunable("bn1/scale")
+    (True, False, False)
+    """
+    parts = path.split("/")
+    return parts[-1] == "kernel" and not HEADS.intersection(parts)
+
+
+def full_mask(tree: PyTree) -> PyTree:
+    """The mask that keeps everything: True in the shape of every leaf."""
+    return jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), tree)
+
+
+def apply_mask(tree: PyTree, mask: PyTree | None) -> PyTree:
+    """`m * tree`: zeros where the mask is False; the tree itself where there is no mask."""
+    if mask is None:
+        return tree
+    return jax.tree.map(lambda leaf, kept: jnp.where(kept, leaf, jnp.zeros_like(leaf)), tree, mask)
+
+
+def _prunable_leaves(tree: PyTree, prunable: Callable[[str], bool]) -> list[jax.Array]:
+    chosen: list[jax.Array] = []
+    path_map(lambda path, leaf: chosen.append(leaf) if prunable(path) else None, tree)
+    return chosen
+
+
+def _count(leaves: list[jax.Array]) -> jax.Array:
+    return sum((jnp.sum(leaf, dtype=jnp.int32) for leaf in leaves), start=jnp.int32(0))
+
+
+def density(mask: PyTree, prunable: Callable[[str], bool] = is_prunable) -> jax.Array:
+    """Kept / prunable entries: float32 scalar in [0, 1]; 1 where nothing is prunable.
+
+    >>> float(density({"kernel": jnp.array([True, False, True, True]), "bias": jnp.array([True])}))
+    0.75
+    """
+    leaves = _prunable_leaves(mask, prunable)
+    total = sum(leaf.size for leaf in leaves)
+    return _count(leaves).astype(jnp.float32) / total if total else jnp.float32(1.0)
+
+
+def _smallest(enough: Callable[[jax.Array], jax.Array], bits: int) -> jax.Array:
+    """Smallest uint32 `t < 2**bits` with `enough(t)` (monotone), or `2**bits - 1` if there is none."""
+
+    def step(index: jax.Array, low: jax.Array) -> jax.Array:
+        half = jnp.uint32(1) << (jnp.uint32(bits - 1) - index.astype(jnp.uint32))
+        return jnp.where(enough(low + half - 1), low, low + half)
+
+    return jax.lax.fori_loop(0, bits, step, jnp.uint32(0))
+
+
+def _drop_smallest(weights: list[jax.Array], kept: list[jax.Array], number: jax.Array) -> list[jax.Array]:
+    """Masks without the `number` kept entries of smallest magnitude over all leaves; ties fall by flat order."""
+    # Magnitudes of non-negative floats order like their bits, so 31 counting passes find the exact threshold.
+    bits = [jax.lax.bitcast_convert_type(jnp.abs(leaf).astype(jnp.float32), jnp.uint32) for leaf in weights]
+    threshold = _smallest(lambda t: _count([k & (b <= t) for b, k in zip(bits, kept, strict=True)]) >= number, 31)
+    below = [k & (b < threshold) for b, k in zip(bits, kept, strict=True)]
+    tied = [k & (b == threshold) for b, k in zip(bits, kept, strict=True)]
+    offsets, total = [], 0
+    for leaf in weights:
+        offsets.append(total)
+        total += leaf.size
+    order = [
+        jax.lax.iota(jnp.uint32, leaf.size).reshape(leaf.shape) + jnp.uint32(offset)
+        for leaf, offset in zip(weights, offsets, strict=True)
+    ]
+    missing = number - _count(below)
+    cut = _smallest(
+        lambda c: _count([t & (o < c) for t, o in zip(tied, order, strict=True)]) >= missing, max(total, 1).bit_length()
+    )
+    return [k & ~b & ~(t & (o < cut)) for k, b, t, o in zip(kept, below, tied, order, strict=True)]
+
+
+def _floor_share(number: jax.Array, share: float) -> jax.Array:
+    """`floor(share * number)` in integers: float32 would be off beyond 2**24 and 0.2 * 5 must be 1."""
+    fraction = Fraction(share).limit_denominator(10_000)
+    n, d = fraction.numerator, fraction.denominator
+    return (number // d) * n + (number % d) * n // d
+
+
+def magnitude_mask(
+    params: PyTree,
+    mask: PyTree,
+    step: float,
+    scope: str = "global",
+    *,
+    target: float = 0.0,
+    prunable: Callable[[str], bool] = is_prunable,
+) -> PyTree:
+    """One step of magnitude pruning: a mask that is a subset of `mask`.
+
+    Removes `floor(step * alive)` of the alive prunable weights, smallest magnitude first, never leaving fewer than
+    `ceil(target * prunable)`; equal magnitudes fall in flat order (leaf by leaf, C order).
+
+    Args:
+      params: the weights, any floating dtype.
+      mask: bool, same structure.
+      step: share of the alive weights to remove, in [0, 1] (to 4 decimals or a small fraction, exactly).
+      scope: `global`, one threshold over all prunable leaves, or `layer`, one for each.
+      target: density that pruning stops at, in [0, 1].
+      prunable: which paths may lose weights.
+
+    Source: FedKLPR (arXiv 2508.17431) states unstructured magnitude pruning; threshold, scope and ties are ours.
+
+    >>> weights = {"kernel": jnp.array([.1, -.2, .3, -.4, .5])}
+    >>> magnitude_mask(weights, full_mask(weights), 0.4)["kernel"].tolist()
+    [False, False, True, True, True]
+    """
+    if scope not in ("global", "layer"):
+        raise ValueError(f"scope: {scope!r} is not known; it is 'global' or 'layer'")
+    weights, kept = _prunable_leaves(params, prunable), _prunable_leaves(mask, prunable)
+
+    def prune(group: list[jax.Array], group_kept: list[jax.Array]) -> list[jax.Array]:
+        alive = _count(group_kept)
+        total = sum(leaf.size for leaf in group)
+        floor = total - _floor_share(jnp.int32(total), 1.0 - target)
+        return _drop_smallest(group, group_kept, jnp.clip(_floor_share(alive, step), 0, jnp.maximum(alive - floor, 0)))
+
+    if not weights:
+        return mask
+    if scope == "global":
+        pruned = iter(prune(weights, kept))
+    else:
+        pruned = iter([prune([w], [k])[0] for w, k in zip(weights, kept, strict=True)])
+    return path_map(lambda path, leaf: next(pruned) if prunable(path) else leaf, mask)
+
+
+class Recovery(NamedTuple):
+    """What a client remembers so that its last accepted pruning step can be undone.
+
+    Attributes:
+      mask: the mask before that step.
+      params: the client's own weights just before it (only prunable entries are ever read).
+      score: float32, score of the download that opened the round of that step.
+      armed: bool, whether there is such a step.
+      halt: int32, rounds of this client still to pass without pruning.
+      rounds: int32, rounds this client has finished; the first upload of a client is never pruned.
+    """
+
+    mask: PyTree
+    params: PyTree
+    score: jax.Array
+    armed: jax.Array
+    halt: jax.Array
+    rounds: jax.Array
+
+
+def no_recovery(params: PyTree, mask: PyTree) -> Recovery:
+    """The memory of a client that has never pruned."""
+    return Recovery(mask, params, jnp.float32(0), jnp.bool_(False), jnp.int32(0), jnp.int32(0))
+
+
+def crr_recover(
+    memory: Recovery, params: PyTree, mask: PyTree, score: jax.Array, *, recover: float, halt: int
+) -> tuple[PyTree, PyTree, Recovery, jax.Array]:
+    """CRR stage 2, at a download: undo the last accepted step if the federation has lost more than `recover` since.
+
+    Args:
+      memory: the client's `Recovery`.
+      params: downloaded weights, zero where pruned.
+      mask: the mask they came under.
+      score: float32, validation score of the download.
+      recover: loss of score that triggers recovery.
+      halt: rounds without pruning that follow.
+
+    Returns:
+      `(params, mask, memory, recovered)`; restored entries carry the client's own stored values. One select, no branch.
+    """
+    recovered = memory.armed & (score < memory.score - recover)
+    restored = select(recovered, memory.mask, mask)
+    params = jax.tree.map(
+        lambda now, before, old, new: jnp.where(new & ~old, before, now), params, memory.params, mask, restored
+    )
+    halted = jnp.where(recovered, jnp.int32(halt), memory.halt)
+    return params, restored, memory._replace(armed=memory.armed & ~recovered, halt=halted), recovered
+
+
+def crr_accept(
+    memory: Recovery,
+    params: PyTree,
+    mask: PyTree,
+    candidate: PyTree,
+    score_download: jax.Array,
+    score_current: jax.Array,
+    score_candidate: jax.Array,
+    *,
+    drop: float,
+) -> tuple[PyTree, Recovery, jax.Array]:
+    """CRR stage 1, after local training: take the candidate mask unless it costs more than `drop` of the score.
+
+    Returns:
+      `(mask, memory, decision)`, decision an int32 index into `DECISIONS` (never `recovered`: that is stage 2's).
+    """
+    resting = (memory.halt > 0) | (memory.rounds == 0)
+    smaller = _count(jax.tree.leaves(candidate)) < _count(jax.tree.leaves(mask))
+    good = score_candidate >= score_current - drop
+    accept = good & smaller & ~resting
+    decision = jnp.where(
+        memory.rounds == 0,
+        DECISIONS.index("none"),
+        jnp.where(
+            memory.halt > 0,
+            DECISIONS.index("halted"),
+            jnp.where(
+                smaller,
+                jnp.where(good, DECISIONS.index("accepted"), DECISIONS.index("rejected")),
+                DECISIONS.index("target"),
+            ),
+        ),
+    ).astype(jnp.int32)
+    taken = memory._replace(mask=mask, params=params, score=score_download, armed=jnp.bool_(True))
+    memory = select(accept, taken, memory)
+    memory = memory._replace(halt=jnp.maximum(memory.halt - 1, 0), rounds=memory.rounds + 1)
+    return select(accept, candidate, mask), memory, decision

@@ -1,0 +1,311 @@
+"""Pictures out: one HTML file per run that needs nothing else (no network, no scripts), in light and dark."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fedklpr_jax.errors import InputError
+from fedklpr_jax.figures import DARK, LIGHT, MARKERS, Plot, Style, client_styles, draw, run_plots
+from fedklpr_jax.metrics import METRIC_TITLES, duration, known_metrics, mean, read_metrics, show, write_atomically
+
+_MAX_PICTURES = 240  # about 1 MB of ranked lists
+_PICTURE_HEIGHT = 136  # pixels: twice what is shown, for dense screens
+
+_STYLE = """
+:root{color-scheme:light dark;--face:%(light.face)s;--ink:%(light.ink)s;--faint:%(light.faint)s;--page:#f3f5f7;
+--soft:#59626c;
+--hit:#1a7f37;--miss:#cf222e}
+@media(prefers-color-scheme:dark){:root{--face:%(dark.face)s;--ink:%(dark.ink)s;--faint:%(dark.faint)s;
+--page:#121518;--soft:#a5adb6;
+--hit:#3fb950;--miss:#ff6b63}}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:1.5rem 1rem 3rem;max-width:1120px;background:var(--page);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap:anywhere}
+h1{margin:0;font-size:1.7rem;line-height:1.25}h2{margin:2.2rem 0 .7rem;font-size:1.2rem}
+h3{margin:1rem 0 .4rem;font-size:1rem}
+.lead,figcaption,.soft{color:var(--soft)}.lead{margin:.3rem 0 1.2rem}
+.card,.tile,figure.plot{background:var(--face);border:1px solid var(--faint);border-radius:8px}
+.card{padding:.8rem 1rem}.tiles{display:grid;gap:.7rem;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));
+margin-bottom:1rem}
+.tile{padding:.6rem .9rem}.tile b{display:block;font-size:1.3rem;line-height:1.35;white-space:nowrap}
+.tile span{color:var(--soft);font-size:.87rem}
+.scroll{overflow-x:auto;padding:0}table{border-collapse:collapse;width:100%%;font-variant-numeric:tabular-nums;
+font-size:.86rem}
+th,td{padding:.38rem .5rem;text-align:right;white-space:nowrap}thead th{font-weight:600;color:var(--soft)}
+thead tr:last-child th{border-bottom:1px solid var(--faint)}th.group{text-align:center}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--face);max-width:12rem;
+overflow:hidden;text-overflow:ellipsis}
+tfoot td{border-top:1px solid var(--faint);font-weight:600}.first{border-left:1px solid var(--faint)}
+.legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;margin:0 0 .8rem;padding:.5rem 1rem;list-style-position:inside}
+.legend svg{width:30px;height:14px;vertical-align:-1px}
+.plots{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%%,420px),1fr));align-items:start}
+figure{margin:0}figure.plot{padding:.7rem}figure.plot img{display:block;width:100%%;height:auto}
+figure.plot figcaption{font-size:.9rem;margin-bottom:.4rem}
+figure.plot figcaption b{display:block;color:var(--ink);font-size:1rem}
+.lists{display:grid;column-gap:1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(100%%,500px),1fr))}
+.ranked{display:flex;flex-wrap:wrap;gap:.3rem;margin-bottom:1rem}.ranked figure{text-align:center}
+.ranked img{display:block;height:68px;width:auto;border:3px solid var(--soft);border-radius:3px}
+.ranked figcaption{font-size:.85rem}.ranked .query{margin-right:.3rem}
+.hit img{border-color:var(--hit)}.miss img{border-color:var(--miss);border-style:dashed}
+.ranked .hit figcaption{color:var(--hit);font-weight:600}.ranked .miss figcaption{color:var(--miss);font-weight:600}
+.long{max-height:16rem;overflow:auto}.long ul{margin:0;padding-left:1.1rem}
+pre{margin:.6rem 0 0;overflow-x:auto;font-size:.87rem;white-space:pre-wrap}summary{cursor:pointer;font-weight:600}
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class RankedList:
+    """A query picture and the gallery pictures found for it, nearest first.
+
+    Attributes:
+        query: uint8 [h, w, 3].
+        gallery: uint8 [k, h, w, 3].
+        hits: bool [k], True where the person is the query's.
+        query_name: what to call the query.
+        gallery_names: what to call the k pictures.
+
+    Raises:
+        ValueError: dtypes or shapes that do not fit.
+    """
+
+    query: np.ndarray
+    gallery: np.ndarray
+    hits: np.ndarray
+    query_name: str
+    gallery_names: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if self.query.dtype != np.uint8 or self.gallery.dtype != np.uint8:
+            raise ValueError(f"pictures are uint8, not {self.query.dtype} and {self.gallery.dtype}")
+        if self.query.ndim != 3 or self.query.shape[2] != 3 or self.gallery.shape[1:] != self.query.shape:
+            shapes = f"{self.query.shape}, {self.gallery.shape}"
+            raise ValueError(f"query is [h, w, 3] and gallery [k, h, w, 3], not {shapes}")
+        if not len(self.gallery) == len(self.hits) == len(self.gallery_names):
+            raise ValueError(f"{len(self.gallery)} pictures, {len(self.hits)} hits, {len(self.gallery_names)} names")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        obj = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give the directory of a finished run") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); write it anew") from None
+    if not isinstance(obj, dict):
+        raise InputError(f"{path}: holds no JSON object; write it anew")
+    return obj
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _legend(styles: Mapping[str, Style]) -> str:
+    items = "".join(
+        f'<li><svg viewBox="0 0 22 10" aria-hidden="true">'
+        f'<path d="M0 5h22" stroke="{style.colour}" stroke-width="1.5"/>'
+        f'<path d="{MARKERS[style.marker]}" fill="{style.colour}"/></svg> {escape(name)}</li>'
+        for name, style in styles.items()
+    )
+    return f'<ol class="legend card">{items}</ol>'
+
+
+def _plots(plots: Sequence[Plot], styles: Mapping[str, Style]) -> str:
+    if not plots:
+        return ""
+    parts = []
+    for plot in plots:
+        light, dark = (_data_uri("png", draw(plot, theme)) for theme in (LIGHT, DARK))
+        title, caption = escape(plot.title), escape(plot.caption)
+        parts.append(
+            f'<figure class="plot"><figcaption><b>{title}</b>{caption}</figcaption><picture>'
+            f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+            f'<img src="{light}" alt="{title}: {caption}"></picture></figure>'
+        )
+    return f'<h2>Course of the run</h2>{_legend(styles)}<div class="plots">{"".join(parts)}</div>'
+
+
+def _tiles(summary: Mapping[str, Any]) -> str:
+    result, sent = summary["mean"], summary["bytes"]
+    tiles = [(f"{show(result[key], 100)} %", f"mean {METRIC_TITLES[key]}")
+             for key in ("rank1", "map", "accuracy") if result.get(key) is not None]
+    if result.get("density") is not None:
+        tiles.append((show(result["density"], digits=3), "mean density"))
+    directions = f"sent ({show(sent['down'], 1e-6)} down, {show(sent['up'], 1e-6)} up)"
+    tiles.append((f"{show(sent['total'], 1e-6)} MB", directions))
+    tiles.append((f"{show(sent['dense_total'], 1e-6)} MB", "the same messages, dense"))
+    if summary.get("saving") is not None:
+        tiles.append((f"{show(summary['saving'], 100)} %", "saved against dense"))
+    return '<div class="tiles">' + "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in tiles
+    ) + "</div>"
+
+
+def _table(summary: Mapping[str, Any]) -> str:
+    clients, sent = summary["clients"], summary["bytes"].get("per_client", {})
+    after = summary.get("after") or {}
+    groups = [("Before local fine-tuning", clients, summary["mean"]),
+              ("After local fine-tuning", after.get("clients") or {}, after.get("mean") or {})]
+    shown = [(title, of, average, keys) for title, of, average in groups if (keys := known_metrics(of, {"": average}))]
+    with_density = any(row.get("density") is not None for row in clients.values())
+
+    def cells(tag: str, texts: Sequence[str]) -> str:
+        # A line marks where a group of columns begins.
+        return "".join(f'<{tag} class="first">{text}</{tag}>' if place == 0 else f"<{tag}>{text}</{tag}>"
+                       for place, text in enumerate(texts))
+
+    def row(
+        name: str, of: Sequence[Mapping[str, Any]], density: float | None, down: float | None, up: float | None
+    ) -> str:
+        text = f'<tr><td title="{escape(name)}">{escape(name)}</td>'
+        for (_, _, _, keys), result in zip(shown, of, strict=True):
+            text += cells("td", [show(result.get(key), 100) for key in keys])
+        sizes = [show(density, digits=3)] if with_density else []
+        return text + cells("td", [*sizes, show(down, 1e-6), show(up, 1e-6)]) + "</tr>"
+
+    top = "".join(f'<th colspan="{len(keys)}" class="group first">{title} (%)</th>' for title, _, _, keys in shown)
+    titles = "".join(cells("th", [METRIC_TITLES[key] for key in keys]) for *_, keys in shown)
+    sizes = [*(["Density"] if with_density else []), "MB down", "MB up"]
+    body = "".join(
+        row(name, [of.get(name, {}) for _, of, _, _ in shown], result.get("density"),
+            sent.get(name, {}).get("down"), sent.get(name, {}).get("up"))
+        for name, result in clients.items()
+    )
+    foot = row("mean", [average for _, _, average, _ in shown], summary["mean"].get("density"),
+               mean([counts["down"] for counts in sent.values()]), mean([counts["up"] for counts in sent.values()]))
+    return (
+        f'<div class="card scroll"><table><thead><tr><td></td>{top}'
+        f'<th colspan="{len(sizes)}" class="group first">Size</th></tr>'
+        f"<tr><th>Client</th>{titles}{cells('th', sizes)}</tr></thead>"
+        f"<tbody>{body}</tbody><tfoot>{foot}</tfoot></table></div>"
+    )
+
+
+def _picture(pixels: np.ndarray, name: str, caption: str, kind: str) -> str:
+    image = Image.fromarray(pixels)
+    image.thumbnail((4 * _PICTURE_HEIGHT, _PICTURE_HEIGHT))
+    packed = io.BytesIO()
+    image.save(packed, "JPEG", quality=80, optimize=True)
+    return (
+        f'<figure class="{kind}"><img src="{_data_uri("jpeg", packed.getvalue())}" title="{escape(name)}" '
+        f'alt="{escape(caption)}: {escape(name)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def _ranked(ranked: Mapping[str, Sequence[RankedList]]) -> str:
+    """Ranked lists, as many queries of every client as the budget of pictures allows."""
+    lists = {client: entries for client, entries in ranked.items() if entries}
+    if not lists:
+        return ""
+    longest = max(1 + len(entry.gallery) for entries in lists.values() for entry in entries)
+    each = max(1, _MAX_PICTURES // (longest * len(lists)))
+    budget = max(1, _MAX_PICTURES // longest)
+    parts, left_out = [], 0
+    for client, entries in lists.items():
+        chosen = entries[: min(each, budget)]
+        budget -= len(chosen)
+        left_out += len(entries) - len(chosen)
+        if not chosen:
+            continue
+        parts.append(f'<h3>{escape(client)}</h3><div class="lists">')
+        for entry in chosen:
+            pictures = [_picture(entry.query, entry.query_name, "query", "query")]
+            for rank, (pixels, hit, name) in enumerate(
+                zip(entry.gallery, entry.hits, entry.gallery_names, strict=True), start=1
+            ):
+                pictures.append(_picture(pixels, name, f"{'✓' if hit else '✗'} {rank}", "hit" if hit else "miss"))
+            parts.append(f'<div class="ranked">{"".join(pictures)}</div>')
+        parts.append("</div>")
+    if left_out:
+        parts.append(f'<p class="soft">{left_out} more queries were left out to keep this file small.</p>')
+    return ('<h2>Ranked lists</h2><div class="card"><p class="soft">✓ and a full green frame: the same person; '
+            f'✗ and a dashed red frame: another one.</p>{"".join(parts)}</div>')
+
+
+def _list(title: str, lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<h2>{title}</h2><div class="card long"><ul>{items}</ul></div>' if lines else ""
+
+
+def _refused(summary: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was refused, with its round where the log knows it, each once."""
+    lines, seen = [], set()
+    logged = [{**entry, "round": event["round"]} for event in events for entry in event.get("refused", [])]
+    for entry in [*logged, *summary.get("refused", [])]:
+        if not isinstance(entry, Mapping):
+            entry = {"reason": entry}
+        what = (entry.get("client"), str(entry.get("reason")))
+        if "round" not in entry and what in seen:
+            continue
+        seen.add(what)
+        where = [f"round {entry['round']}"] if "round" in entry else []
+        line = ", ".join([*where, *([str(what[0])] if what[0] is not None else [])])
+        lines.append(f"{line}: {what[1]}" if line else what[1])
+    return list(dict.fromkeys(lines))
+
+
+def write_report(directory: Path, ranked: Mapping[str, Sequence[RankedList]]) -> Path:
+    """Writes `report.html` from `config.json`, `metrics.jsonl` and `summary.json`; panels without data are left out.
+
+    Args:
+        directory: of the run.
+        ranked: ranked lists per client; may be empty.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: one of the three files is missing or broken.
+    """
+    config, summary = _read(directory / "config.json"), _read(directory / "summary.json")
+    events = read_metrics(directory / "metrics.jsonl")
+    rounds = [event for event in events if event.get("event") in ("round", "eval")]
+    logged = [name for event in rounds for name in event.get("clients", {})]
+    styles = client_styles(list(dict.fromkeys([*summary["clients"], *logged])))
+    notes = [*(event["text"] for event in events if event.get("event") == "note"), *summary.get("notes", [])]
+    heading = f"{summary['method']} on {summary['task']}"
+    lead = [f"seed {summary['seed']}", f"{summary['rounds']} rounds", f"{len(summary['clients'])} clients"]
+    if summary.get("seconds") is not None:
+        lead.append(duration(summary["seconds"]))
+    command = config.get("command")
+    if isinstance(command, list):
+        command = shlex.join(map(str, command))
+    colours = {f"{name}.{key}": value for name, theme in (("light", LIGHT), ("dark", DARK))
+               for key, value in dataclasses.asdict(theme).items()}
+    # The policy makes the browser itself refuse scripts and anything from outside this file.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    body = [
+        f'<h1>{escape(heading)}</h1><p class="lead">{escape(" · ".join(lead))}</p>',
+        _tiles(summary),
+        _table(summary),
+        _plots(run_plots(events, styles), styles),
+        _ranked(ranked),
+        _list("Refused", _refused(summary, events)),
+        _list("Notes", list(dict.fromkeys(map(str, notes)))),
+        f'<h2>Run it again</h2><div class="card"><pre>{escape(str(command))}</pre></div>' if command else "",
+        "<h2>Configuration</h2><div class=\"card\"><details><summary>config.json</summary><pre>"
+        f"{escape(json.dumps(config, indent=2, ensure_ascii=False))}</pre></details></div>",
+    ]
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(heading)}</title><style>{_STYLE % colours}</style></head>\n"
+        f"<body>{''.join(body)}</body></html>\n"
+    )
+    path = directory / "report.html"
+    # File names may hold bytes that are no UTF-8; they must not stop the report.
+    write_atomically(path, page.encode("utf-8", "backslashreplace"))
+    return path

@@ -1,0 +1,441 @@
+"""The main job: build a federation, run its rounds over the wire format, checkpoint, evaluate, report.
+
+Every round: encode and decode each download, train the clients in one compiled program, encode and decode each upload,
+refuse what is not finite, aggregate in another, log, checkpoint. What the ledger counts are the lengths of those
+payloads; what is trained on are their decoded values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from fedklpr_jax import checkpoint, exchange, report
+from fedklpr_jax.config import flat, validate
+from fedklpr_jax.data import folder, synthetic
+from fedklpr_jax.data.site import Site
+from fedklpr_jax.errors import InputError
+from fedklpr_jax.evaluation.features import Evaluation
+from fedklpr_jax.federated import ClientState, Message, ServerState, Task, Upload
+from fedklpr_jax.methods import make_method
+from fedklpr_jax.metrics import Console, Ledger, MetricsLog, mean, read_metrics, write_json
+from fedklpr_jax.models.spec import make_spec
+from fedklpr_jax.pruning import DECISIONS, density
+from fedklpr_jax.round import Engine, make_engine, round_inputs, stack_uploads, start
+from fedklpr_jax.tasks import supervised
+from fedklpr_jax.trees import all_finite, merge, parameter_count, unstack
+from fedklpr_jax.wire import WireError
+
+# Settings that may differ between the runs before and after an interruption: they change no number.
+FREE = frozenset({"out", "name", "compilation_cache", "data.cache", "checkpoint.keep"})
+HEADLINE = ("rank1", "rank5", "rank10", "map", "minp", "density")
+SHOWN_QUERIES = 6
+
+
+class RunState(NamedTuple):
+    """Everything a run continues from: server, one state a client, the ledger, seconds spent."""
+
+    server: ServerState
+    clients: list[ClientState]
+    ledger: Ledger
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Federation:
+    """What does not change during a run."""
+
+    config: ml_collections.ConfigDict
+    sites: Sequence[Site]
+    engine: Engine
+    notes: tuple[str, ...]
+
+    @property
+    def task(self) -> Task:
+        """The engine's task."""
+        return self.engine.task
+
+
+def cache_directory(chosen: str, name: str) -> Path:
+    """`chosen`, or a private directory of this user for `name`; made if missing."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = Path(chosen) if chosen else base / "fedklpr_jax" / name
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def load_sites(config: ml_collections.ConfigDict) -> tuple[list[Site], list[str]]:
+    """The clients' pictures, and one note for each folder or picture that was left out.
+
+    Raises:
+      InputError: nothing usable where the configuration points.
+    """
+    data = config.data
+    names = [name.strip() for name in data.clients.split(",") if name.strip()]
+    size = {"height": data.height, "width": data.width}
+    if data.source == "folder":
+        cache = cache_directory(data.cache, "images")
+        sites, notes = folder.read_sites(Path(data.root), names, cache=cache, **size)
+    else:
+        specs = {spec.name: spec for spec in synthetic.DEFAULT_SITES}
+        for name in names:
+            if name not in specs:
+                raise InputError(f"config.data.clients: {name!r} is no synthetic site; there are {', '.join(specs)}")
+        sites = synthetic.make_sites(data.seed, specs=[specs[name] for name in names] or list(specs.values()), **size)
+        notes = []
+    for site in sites:
+        notes += [f"{site.name}: {line}" for line in site.refused]
+        unmatched = len(site.query) - folder.cross_camera_queries(site)
+        if unmatched:
+            notes.append(f"{site.name}: {unmatched} of {len(site.query)} queries have no second camera; not counted")
+    return sites, notes
+
+
+def make_federation(config: ml_collections.ConfigDict) -> Federation:
+    """Reads the data and builds task, method and engine for a valid configuration.
+
+    Raises:
+      InputError: bad settings or data.
+    """
+    sites, notes = load_sites(config)
+    spec = make_spec(
+        config.model.arch,
+        pooling=config.model.pooling,
+        embedding_dim=config.model.embedding,
+        dropout=config.model.dropout if config.model.embedding else 0.0,
+        dtype=config.model.dtype,
+        convolution=config.model.convolution,
+    )
+    method = make_method(config.method)
+    union = not method.is_local("params/classifier/kernel")
+    task = supervised.make_task(sites, spec, config, union=union)
+    engine = make_engine(
+        task,
+        method,
+        epochs=config.epochs,
+        client_map=config.client_map,
+        chunk=config.client_chunk,
+        devices=config.devices,
+    )
+    return Federation(config, sites, engine, tuple(notes))
+
+
+def participants(seed: int, round_: int, clients: int, share: float) -> list[int]:
+    """Which clients take part in a round: a pure function of seed and round, sorted, at least one.
+
+    >>> participants(0, 3, 4, 1.0)
+    [0, 1, 2, 3]
+    """
+    count = max(1, round(share * clients))
+    chosen = np.random.default_rng((seed, round_)).choice(clients, count, replace=False)
+    return sorted(int(k) for k in chosen)
+
+
+def deliver(federation: Federation, server: ServerState, client: ClientState, index: int) -> tuple[Message, int]:
+    """One download through the wire: the message as the client decodes it, and the length of its payload."""
+    message = jax.device_get(federation.engine.download(server, np.int32(index)))
+    payload = exchange.pack(message.model, message.mask, {}, client.mask, federation.config.wire.dtype)
+    model, mask, _ = exchange.unpack(payload, message.model, {}, client.mask)
+    return Message(model, mask), len(payload)
+
+
+def collect(federation: Federation, upload: Upload, client: ClientState) -> tuple[Upload, int, str]:
+    """One upload through the wire: as the server decodes it, its length, and why it is refused ("" if it is not).
+
+    `client` is the state before the round: its mask is the one the server holds.
+    """
+    payload = exchange.pack(upload.model, upload.mask, upload.scalars, client.mask, federation.config.wire.dtype)
+    try:
+        decoded = Upload(*exchange.unpack(payload, upload.model, upload.scalars, client.mask))
+    except WireError as error:
+        return upload, len(payload), str(error)
+    if not all_finite((decoded.model, decoded.scalars)):
+        return decoded, len(payload), "values that are not finite"
+    return decoded, len(payload), ""
+
+
+def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[str, Any]]:
+    """One round of the chosen clients; returns the state after it and its event for the log.
+
+    A refused client keeps the state it had, and its upload gets no weight; a round in which all are refused leaves the
+    model as it was.
+    """
+    began = time.monotonic()
+    config, engine, task = federation.config, federation.engine, federation.task
+    server, clients, ledger = state.server, list(state.clients), state.ledger
+    round_ = int(server.round)
+    chosen = participants(config.seed, round_, len(clients), config.participation)
+    delivered = [deliver(federation, server, clients[k], k) for k in chosen]
+    inputs = round_inputs(
+        engine, [message for message, _ in delivered], [clients[k] for k in chosen], chosen,
+        seed=config.seed, round_=round_,
+    )  # fmt: skip
+    outputs = engine.update(round_, task.learning_rate(round_), inputs)
+    rows = unstack(outputs, len(chosen))
+
+    uploads, accepted, refused, log = [], [], [], {}
+    for k, (_, down), (upload, after, facts) in zip(chosen, delivered, rows, strict=True):
+        name = task.client_names[k]
+        decoded, up, reason = collect(federation, upload, clients[k])
+        if up:
+            ledger = ledger.add(name, down=down, up=up).measured(name, up, parameter_count(upload.model))
+        if reason:
+            refused.append({"client": name, "reason": reason})
+        else:
+            clients[k] = after
+        uploads.append(decoded)
+        accepted.append(not reason)
+        log[name] = {key: float(value) for key, value in facts.items() if key != "decision"}
+        if "decision" in facts:
+            log[name]["decision"] = DECISIONS[int(facts["decision"])]
+        log[name] |= {"bytes_down": down, "bytes_up": up, "images": int(task.clients[k].images)}
+    server, weights = engine.aggregate(server, stack_uploads(uploads, chosen, accepted))
+    for key, values in weights.items():
+        for k, value in zip(chosen, np.asarray(values), strict=True):
+            log[task.client_names[k]][key] = float(value)
+    seconds = time.monotonic() - began
+    event = {"event": "round", "round": round_, "seconds": seconds, "clients": log, "refused": refused}
+    return RunState(server, clients, ledger, state.seconds + seconds), event
+
+
+def _density(client: ClientState) -> float:
+    return 1.0 if client.mask is None else float(density(client.mask))
+
+
+def headline(evaluations: dict[str, Evaluation], clients: Sequence[ClientState]) -> dict[str, Any]:
+    """`{"clients": {name: {rank1, ..., density, valid_queries}}, "mean": {...}}` of one evaluation."""
+    rows = {
+        name: {**result.metrics, "density": _density(client)}
+        for (name, result), client in zip(evaluations.items(), clients, strict=True)
+    }
+    return {"clients": rows, "mean": {key: mean([row[key] for row in rows.values()]) for key in HEADLINE}}
+
+
+def evaluate_before(federation: Federation, state: RunState) -> tuple[dict[str, Evaluation], list[Message], list[int]]:
+    """Every client's personalised model on its test images, the download going through the wire.
+
+    Returns the evaluations, and each client's message and payload length: the final download, where it is one.
+    """
+    task, results = federation.task, {}
+    delivered = [deliver(federation, state.server, client, k) for k, client in enumerate(state.clients)]
+    for k, ((message, _), client) in enumerate(zip(delivered, state.clients, strict=True)):
+        model = federation.engine.method.personalise(message, client)
+        results[task.client_names[k]] = task.evaluate(merge(model, client.local), k)
+    return results, [message for message, _ in delivered], [length for _, length in delivered]
+
+
+def evaluate_after(federation: Federation, state: RunState, messages: Sequence[Message]) -> dict[str, Evaluation]:
+    """The same after E more local epochs under each client's mask, which are not uploaded."""
+    config, task = federation.config, federation.task
+    everyone = range(len(state.clients))
+    inputs = round_inputs(
+        federation.engine, messages, state.clients, everyone, seed=config.seed, round_=config.rounds
+    )
+    rate = task.learning_rate(config.rounds - 1)
+    tuned = unstack(federation.engine.fine_tune(config.rounds, rate, inputs), len(state.clients))
+    return {task.client_names[k]: task.evaluate(tuned[k], k) for k in everyone}
+
+
+def fingerprint(config: ml_collections.ConfigDict) -> str:
+    """Hash of every setting that changes a number."""
+    fixed = {path: value for path, value in flat(config).items() if path not in FREE}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def prepare_directory(config: ml_collections.ConfigDict, command: str) -> Path:
+    """The run's directory with its `config.json`; refuses one that holds a finished or another run.
+
+    Raises:
+      InputError: what is in the way, and what to type instead.
+    """
+    directory = Path(config.out or Path("runs") / config.name)
+    known = directory / "config.json"
+    if (directory / "report.html").exists():
+        raise InputError(
+            f"{directory}: holds a finished run; read {directory / 'report.html'}, give --config.out=OTHER, "
+            f"or delete it with: rm -r {directory}"
+        )
+    if known.exists():
+        try:
+            before = json.loads(known.read_text())["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{known}: no readable configuration of a run; give --config.out=OTHER") from error
+        now = json.loads(json.dumps(flat(config)))
+        for path in sorted((before.keys() | now.keys()) - FREE):
+            if before.get(path) != now.get(path):
+                raise InputError(
+                    f"{directory}: holds a run with --config.{path}={before.get(path)!r}, not {now.get(path)!r}; "
+                    "continue it with its own settings or give --config.out=OTHER"
+                )
+        return directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(known, {"command": command, "settings": flat(config)})
+    except OSError as error:
+        raise InputError(f"config.out: {directory} cannot be written ({error.strerror}); give another") from error
+    return directory
+
+
+def _save(federation: Federation, directory: Path, state: RunState, log: MetricsLog) -> None:
+    meta = {
+        "ledger": state.ledger.to_json(),
+        "seconds": state.seconds,
+        "offset": log.offset,
+        "fingerprint": fingerprint(federation.config),
+    }
+    tree = {"server": state.server, "clients": state.clients}
+    checkpoint.save(
+        directory / "checkpoints", int(state.server.round), jax.device_get(tree), meta, federation.config.checkpoint.keep
+    )
+
+
+def _load_or_start(federation: Federation, directory: Path) -> tuple[RunState, int | None]:
+    """The newest checkpoint's state and its place in the log, or the start of a run and None."""
+    server, clients = start(federation.task, federation.engine.method, federation.config.seed)
+    step = checkpoint.latest(directory / "checkpoints")
+    if step is None:
+        return RunState(server, clients, Ledger(), 0.0), None
+    tree, meta = checkpoint.restore(directory / "checkpoints", step, {"server": server, "clients": clients})
+    if meta["fingerprint"] != fingerprint(federation.config):
+        raise InputError(f"{directory}: its checkpoint belongs to other settings; give --config.out=OTHER")
+    server = jax.tree.map(jax.numpy.array, tree["server"])
+    return RunState(server, tree["clients"], Ledger.from_json(meta["ledger"]), meta["seconds"]), meta["offset"]
+
+
+def run(config: ml_collections.ConfigDict, console: Console, command: str = "") -> dict[str, Any]:
+    """Runs, or goes on with, the run that `config` describes; returns what `summary.json` holds.
+
+    Raises:
+      InputError: bad settings, data or directory; nothing was changed then.
+    """
+    validate(config)
+    config = config.copy_and_resolve_references()
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory(config.compilation_cache, "xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    began = time.monotonic()
+    console.line(f"{config.method.name} on {config.task.name} re-ID, seed {config.seed}: reading the data")
+    federation = make_federation(config)
+    directory = prepare_directory(config, command)
+    state, offset = _load_or_start(federation, directory)
+    with MetricsLog.open(directory / "metrics.jsonl", offset or 0) as log:
+        done = int(state.server.round)
+        for note in federation.notes:
+            console.line(f"note: {note}")
+            if not done:
+                log.write({"event": "note", "text": note})
+        for site, data in zip(federation.sites, federation.task.clients, strict=True):
+            console.line(f"  {site.name}: {int(data.images)} images to train on, {len(site.query)} queries")
+        console.line(f"{'continuing after round ' + str(done) if done else 'compiling'}; results go to {directory}")
+        overhead = state.seconds - began
+        with console.progress(config.rounds, done) as bar:
+            if not done:
+                before, _, _ = evaluate_before(federation, state)
+                log.write(_eval_event(before, state, "before"))
+            for round_ in range(done, config.rounds):
+                state, event = run_round(federation, state)
+                log.write(event)
+                text = _round_text(event)
+                if (round_ + 1) % config.eval.every == 0 and round_ + 1 < config.rounds:
+                    before, _, _ = evaluate_before(federation, state)
+                    log.write(_eval_event(before, state, "before"))
+                    text += f", mAP {100 * headline(before, state.clients)['mean']['map']:.1f} %"
+                state = state._replace(seconds=overhead + time.monotonic())
+                _save(federation, directory, state, log)
+                bar.advance(text)
+        return _conclude(federation, state._replace(seconds=overhead + time.monotonic()), directory, log, console)
+
+
+def _round_text(event: dict[str, Any]) -> str:
+    rows = event["clients"].values()
+    text = f"loss {mean([row['loss'] for row in rows]):.3f}"
+    if all("density" in row for row in rows):
+        text += f", density {mean([row['density'] for row in rows]):.2f}"
+    return text + (f", {len(event['refused'])} refused" if event["refused"] else "")
+
+
+def _eval_event(evaluations: dict[str, Evaluation], state: RunState, stage: str) -> dict[str, Any]:
+    return {
+        "event": "eval",
+        "round": int(state.server.round),
+        "stage": stage,
+        "bytes_total": state.ledger.total,
+        **headline(evaluations, state.clients),
+    }
+
+
+def _conclude(
+    federation: Federation, state: RunState, directory: Path, log: MetricsLog, console: Console
+) -> dict[str, Any]:
+    """The final download, both evaluations, `summary.json`, the report and the table."""
+    began = time.monotonic()
+    config = federation.config
+    console.line("evaluating before and after local fine-tuning")
+    before, messages, lengths = evaluate_before(federation, state)
+    ledger = state.ledger
+    for name, length in zip(federation.task.client_names, lengths, strict=True):
+        if length:
+            ledger = ledger.add(name, down=length)
+    state = state._replace(ledger=ledger)
+    log.write(_eval_event(before, state, "before"))
+    after = evaluate_after(federation, state, messages)
+    log.write(_eval_event(after, state, "after"))
+    events = read_metrics(directory / "metrics.jsonl")
+    table_before, table_after = headline(before, state.clients), headline(after, state.clients)
+    summary = {
+        "method": config.method.name,
+        "task": config.task.name,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "seconds": state.seconds + time.monotonic() - began,
+        "clients": table_before["clients"],
+        "mean": table_before["mean"],
+        "after": table_after,
+        "bytes": ledger.summary(),
+        "saving": ledger.saving,
+        "average_precisions": {name: result.average_precisions for name, result in before.items()},
+        "average_precisions_after": {name: result.average_precisions for name, result in after.items()},
+        "refused": [
+            {"round": event["round"], **entry} for event in events if event["event"] == "round"
+            for entry in event["refused"]
+        ],
+        "notes": list(federation.notes),
+    }  # fmt: skip
+    write_json(directory / "summary.json", summary)
+    # Written last, the report marks the run as finished.
+    report.write_report(directory, ranked_lists(federation.sites, before))
+    names = ("report.html", "summary.json", "metrics.jsonl", "checkpoints")
+    console.table(summary, [directory / name for name in names])
+    return summary
+
+
+def ranked_lists(
+    sites: Sequence[Site], evaluations: dict[str, Evaluation]
+) -> dict[str, list[report.RankedList]]:
+    """A few ranked lists a client for the report, evenly spread over its valid queries."""
+    lists: dict[str, list[report.RankedList]] = {}
+    for site, (name, result) in zip(sites, evaluations.items(), strict=True):
+        valid = np.flatnonzero(~np.isnan(result.average_precisions))
+        shown = valid[np.linspace(0, len(valid) - 1, min(SHOWN_QUERIES, len(valid))).astype(int)]
+        lists[name] = []
+        for q in shown:
+            rows = result.top[q][result.top[q] >= 0]
+            lists[name].append(
+                report.RankedList(
+                    query=np.asarray(site.query.pixels[q]),
+                    gallery=np.asarray(site.gallery.pixels[rows]),
+                    hits=site.gallery.ids[rows] == site.query.ids[q],
+                    query_name=site.query.names[q],
+                    gallery_names=tuple(site.gallery.names[int(row)] for row in rows),
+                )
+            )
+    return lists

@@ -1,0 +1,151 @@
+"""The patches convolution and the sliced max-pool against their stock forms, and which path runs where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from fedklpr_jax.errors import InputError
+from fedklpr_jax.models.convolution import choose_convolution, convolution_for, max_pool, patches_convolution
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+PAIR = st.tuples(st.integers(0, 3), st.integers(0, 3))
+
+
+def stock_convolution(x: jax.Array, w: jax.Array, strides: Any, padding: Any) -> jax.Array:
+    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=LAYOUT)
+
+
+def with_gradients(convolution: Any, x: jax.Array, w: jax.Array, strides: Any, padding: Any) -> Any:
+    """Output and both gradients of a loss that weighs every output place differently."""
+
+    def loss(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = convolution(x, w, strides, padding)
+        return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y), y
+
+    gradients, y = jax.grad(loss, argnums=(0, 1), has_aux=True)(x, w)
+    return y, *gradients
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.one_of(st.sampled_from(["SAME", "VALID"]), st.tuples(PAIR, PAIR)),
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    seed=st.integers(0, 1000),
+)
+@example((4, 2), (3, 3), (1, 1), ((1, 1), (1, 1)), (2, 3), 0)  # a map smaller than its kernel
+@example((7, 5), (1, 1), (2, 2), "SAME", (2, 3), 0)  # a strided 1x1
+def test_equals_stock_forward_and_gradients(
+    size: Any, kernel: Any, strides: Any, padding: Any, channels: Any, seed: int
+) -> None:
+    x = jax.random.normal(jax.random.key(seed), (2, *size, channels[0]))
+    w = jax.random.normal(jax.random.key(seed + 1), (*kernel, *channels))
+    # A stock convolution of an empty map has no counterpart: the window must fit at least once.
+    if padding == "VALID":
+        total = size
+    elif padding == "SAME":
+        total = (99, 99)
+    else:
+        total = tuple(s + sum(p) for s, p in zip(size, padding, strict=True))
+    if total[0] < kernel[0] or total[1] < kernel[1]:
+        with pytest.raises(ValueError, match="does not fit"):
+            patches_convolution(x, w, strides, padding)
+        return
+    both = jax.jit(
+        lambda x, w: [with_gradients(f, x, w, strides, padding) for f in (patches_convolution, stock_convolution)]
+    )
+    for ours, theirs in zip(*both(x, w), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_vmap_over_client_kernels_and_scan_equal_separate_calls() -> None:
+    x = jax.random.normal(jax.random.key(0), (3, 2, 6, 5, 4))
+    w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4, 5))
+
+    def one(x: jax.Array, w: jax.Array) -> Any:
+        return with_gradients(patches_convolution, x, w, (1, 1), "SAME")
+
+    step = jax.jit(one)
+    apart = [step(x[i], w[i]) for i in range(3)]
+    for together in (jax.jit(jax.vmap(one))(x, w), lax.map(lambda pair: one(*pair), (x, w))):
+        for i in range(3):
+            for ours, theirs in zip(together, apart[i], strict=True):
+                np.testing.assert_allclose(ours[i], theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_sums_in_float32() -> None:
+    # 1 + 511 * 2^-9 = 1.998; a bfloat16 sum would stay at 1, because 1 + 2^-9 rounds to 1.
+    x = jnp.full((1, 1, 1, 512), 2.0**-9, jnp.bfloat16).at[..., 0].set(1)
+    y = patches_convolution(x, jnp.ones((1, 1, 512, 1), jnp.bfloat16), (1, 1), "VALID")
+    assert y.dtype == jnp.bfloat16
+    assert float(y[0, 0, 0, 0]) == 2.0
+
+
+@pytest.mark.parametrize("kernel, strides, padding", [(7, 2, [(3, 3), (3, 3)]), (1, 2, 0)])
+def test_fits_flax_conv(kernel: int, strides: int, padding: Any) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 9, 7, 3))
+    stock = nn.Conv(5, (kernel, kernel), strides, padding)
+    ours = nn.Conv(5, (kernel, kernel), strides, padding, conv_general_dilated=patches_convolution)
+    variables = stock.init(jax.random.key(1), x)
+    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, variables, ours.init(jax.random.key(1), x))))
+    np.testing.assert_allclose(ours.apply(variables, x), stock.apply(variables, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ({"rhs_dilation": (2, 2)}, "no dilation"),
+        ({"lhs_dilation": (2, 1)}, "no dilation"),
+        ({"feature_group_count": 2}, "no groups"),
+        ({"batch_group_count": 2}, "no groups"),
+        ({"dimension_numbers": None}, "NHWC"),
+        ({"dimension_numbers": ("NCHW", "OIHW", "NCHW")}, "NHWC"),
+        ({"window_strides": (1,)}, "two-dimensional"),
+        ({"lhs": jnp.ones((1, 4, 4, 3))}, "3 channels"),
+    ],
+)
+def test_refuses_what_it_does_not_cover(arguments: dict[str, Any], says: str) -> None:
+    plain: dict[str, Any] = {"lhs": jnp.ones((1, 4, 4, 2)), "rhs": jnp.ones((3, 3, 2, 2))}
+    plain |= {"window_strides": (1, 1), "padding": "SAME"}
+    with pytest.raises(ValueError, match=says):
+        patches_convolution(**(plain | arguments))
+
+
+def test_choice_by_backend_and_by_name() -> None:
+    assert convolution_for("cpu") is patches_convolution
+    assert convolution_for("gpu") is convolution_for("tpu") is lax.conv_general_dilated
+    assert choose_convolution("auto") is convolution_for(jax.default_backend())
+    assert choose_convolution("patches") is patches_convolution
+    assert choose_convolution("stock") is lax.conv_general_dilated
+    with pytest.raises(InputError, match="model.convolution: 'fft' is unknown"):
+        choose_convolution("fft")
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 1)])
+def test_max_pool_equals_stock_forward_and_gradient(size: tuple[int, int]) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))  # no two values equal
+    padding = ((1, 1), (1, 1))
+
+    def loss(pool: Any, x: jax.Array) -> jax.Array:
+        y = pool(x, (3, 3), (2, 2), padding)
+        return jnp.sum(jnp.sin(jnp.arange(y.size)).reshape(y.shape) * y)
+
+    np.testing.assert_array_equal(max_pool(x, (3, 3), (2, 2), padding), nn.max_pool(x, (3, 3), (2, 2), padding))
+    ours, theirs = (jax.grad(lambda x, pool=pool: loss(pool, x))(x) for pool in (max_pool, nn.max_pool))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_max_pool_gradient_avoids_select_and_scatter() -> None:
+    text = str(jax.make_jaxpr(jax.grad(lambda x: max_pool(x, (3, 3), (2, 2), "SAME").sum()))(jnp.ones((1, 8, 8, 1))))
+    assert "select_and_scatter" not in text and "reduce_window" not in text
