@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fedklpr_jax.trees import PyTree, path_map, select
+from fedklpr_jax.trees import PyTree, merge, path_map, select, split
 
 HEADS = frozenset({"classifier", "proxies", "bnneck"})
 DECISIONS = ("none", "accepted", "rejected", "halted", "target", "recovered")
@@ -73,26 +74,16 @@ def _smallest(enough: Callable[[jax.Array], jax.Array], bits: int) -> jax.Array:
     return jax.lax.fori_loop(0, bits, step, jnp.uint32(0))
 
 
-def _drop_smallest(weights: list[jax.Array], kept: list[jax.Array], number: jax.Array) -> list[jax.Array]:
-    """Masks without the `number` kept entries of smallest magnitude over all leaves; ties fall by flat order."""
+def _drop_smallest(weights: jax.Array, kept: jax.Array, number: jax.Array) -> jax.Array:
+    """The flat mask `kept` without the `number` kept entries of smallest magnitude; ties fall by flat order."""
     # Magnitudes of non-negative floats order like their bits, so 31 counting passes find the exact threshold.
-    bits = [jax.lax.bitcast_convert_type(jnp.abs(leaf).astype(jnp.float32), jnp.uint32) for leaf in weights]
-    threshold = _smallest(lambda t: _count([k & (b <= t) for b, k in zip(bits, kept, strict=True)]) >= number, 31)
-    below = [k & (b < threshold) for b, k in zip(bits, kept, strict=True)]
-    tied = [k & (b == threshold) for b, k in zip(bits, kept, strict=True)]
-    offsets, total = [], 0
-    for leaf in weights:
-        offsets.append(total)
-        total += leaf.size
-    order = [
-        jax.lax.iota(jnp.uint32, leaf.size).reshape(leaf.shape) + jnp.uint32(offset)
-        for leaf, offset in zip(weights, offsets, strict=True)
-    ]
-    missing = number - _count(below)
-    cut = _smallest(
-        lambda c: _count([t & (o < c) for t, o in zip(tied, order, strict=True)]) >= missing, max(total, 1).bit_length()
-    )
-    return [k & ~b & ~(t & (o < cut)) for k, b, t, o in zip(kept, below, tied, order, strict=True)]
+    bits = jax.lax.bitcast_convert_type(jnp.abs(weights).astype(jnp.float32), jnp.uint32)
+    threshold = _smallest(lambda t: _count([kept & (bits <= t)]) >= number, 31)
+    below, tied = kept & (bits < threshold), kept & (bits == threshold)
+    order = jax.lax.iota(jnp.uint32, weights.size)
+    missing = number - _count([below])
+    cut = _smallest(lambda c: _count([tied & (order < c)]) >= missing, weights.size.bit_length())
+    return kept & ~below & ~(tied & (order < cut))
 
 
 def _floor_share(number: jax.Array, share: float) -> jax.Array:
@@ -135,10 +126,14 @@ def magnitude_mask(
     weights, kept = _prunable_leaves(params, prunable), _prunable_leaves(mask, prunable)
 
     def prune(group: list[jax.Array], group_kept: list[jax.Array]) -> list[jax.Array]:
-        alive = _count(group_kept)
-        total = sum(leaf.size for leaf in group)
-        floor = total - _floor_share(jnp.int32(total), 1.0 - target)
-        return _drop_smallest(group, group_kept, jnp.clip(_floor_share(alive, step), 0, jnp.maximum(alive - floor, 0)))
+        # One flat vector: the same passes, compiled once instead of once a leaf.
+        flat = jnp.concatenate([leaf.ravel() for leaf in group])
+        flat_kept = jnp.concatenate([leaf.ravel() for leaf in group_kept])
+        alive = _count([flat_kept])
+        floor = flat.size - _floor_share(jnp.int32(flat.size), 1.0 - target)
+        left = _drop_smallest(flat, flat_kept, jnp.clip(_floor_share(alive, step), 0, jnp.maximum(alive - floor, 0)))
+        ends = np.cumsum([leaf.size for leaf in group])[:-1]
+        return [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(left, ends), group, strict=True)]
 
     if not weights:
         return mask
@@ -153,8 +148,8 @@ class Recovery(NamedTuple):
     """What a client remembers so that its last accepted pruning step can be undone.
 
     Attributes:
-      mask: the mask before that step.
-      params: the client's own weights just before it (only prunable entries are ever read).
+      mask: the mask before that step, prunable leaves only.
+      params: the client's own weights just before it, prunable leaves only.
       score: float32, score of the download that opened the round of that step.
       armed: bool, whether there is such a step.
       halt: int32, rounds of this client still to pass without pruning.
@@ -171,7 +166,14 @@ class Recovery(NamedTuple):
 
 def no_recovery(params: PyTree, mask: PyTree) -> Recovery:
     """The memory of a client that has never pruned."""
-    return Recovery(mask, params, jnp.float32(0), jnp.bool_(False), jnp.int32(0), jnp.int32(0))
+    return Recovery(
+        _prunable(mask), _prunable(params), jnp.float32(0), jnp.bool_(False), jnp.int32(0), jnp.int32(0)
+    )
+
+
+def _prunable(tree: PyTree) -> PyTree:
+    """The prunable leaves of a nested dict, in their places."""
+    return split(tree, is_prunable)[1]
 
 
 def crr_recover(
@@ -191,12 +193,16 @@ def crr_recover(
       `(params, mask, memory, recovered)`; restored entries carry the client's own stored values. One select, no branch.
     """
     recovered = memory.armed & (score < memory.score - recover)
-    restored = select(recovered, memory.mask, mask)
-    params = jax.tree.map(
-        lambda now, before, old, new: jnp.where(new & ~old, before, now), params, memory.params, mask, restored
+    old = _prunable(mask)
+    restored = select(recovered, memory.mask, old)
+    weights = jax.tree.map(
+        lambda now, before, was, is_: jnp.where(is_ & ~was, before, now),
+        _prunable(params), memory.params, old, restored,
+    )  # fmt: skip
+    memory = memory._replace(
+        armed=memory.armed & ~recovered, halt=jnp.where(recovered, jnp.int32(halt), memory.halt)
     )
-    halted = jnp.where(recovered, jnp.int32(halt), memory.halt)
-    return params, restored, memory._replace(armed=memory.armed & ~recovered, halt=halted), recovered
+    return merge(params, weights), merge(mask, restored), memory, recovered
 
 
 def crr_accept(
@@ -216,7 +222,8 @@ def crr_accept(
       `(mask, memory, decision)`, decision an int32 index into `DECISIONS` (never `recovered`: that is stage 2's).
     """
     resting = (memory.halt > 0) | (memory.rounds == 0)
-    smaller = _count(jax.tree.leaves(candidate)) < _count(jax.tree.leaves(mask))
+    old, new = _prunable(mask), _prunable(candidate)
+    smaller = _count(jax.tree.leaves(new)) < _count(jax.tree.leaves(old))
     good = score_candidate >= score_current - drop
     accept = good & smaller & ~resting
     decision = jnp.where(
@@ -232,7 +239,7 @@ def crr_accept(
             ),
         ),
     ).astype(jnp.int32)
-    taken = memory._replace(mask=mask, params=params, score=score_download, armed=jnp.bool_(True))
+    taken = memory._replace(mask=old, params=_prunable(params), score=score_download, armed=jnp.bool_(True))
     memory = select(accept, taken, memory)
     memory = memory._replace(halt=jnp.maximum(memory.halt - 1, 0), rounds=memory.rounds + 1)
-    return select(accept, candidate, mask), memory, decision
+    return merge(mask, select(accept, new, old)), memory, decision

@@ -53,14 +53,21 @@ class Engine(NamedTuple):
     aggregate: Callable[[ServerState, Uploads], tuple[ServerState, dict[str, jax.Array]]]
 
 
-def client_mesh(devices: int = 0) -> Mesh:
-    """A mesh with the one axis `clients` over the first `devices` devices (0 = all)."""
-    chosen = jax.devices()[: devices or None]
+def client_mesh(devices: int) -> Mesh:
+    """A mesh with the one axis `clients` over the first `devices` devices."""
+    chosen = jax.devices()[:devices]
     return jax.make_mesh((len(chosen),), ("clients",), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 def make_engine(
-    task: Task, method: Method, *, epochs: int, client_map: str = "map", chunk: int = 0, devices: int = 1
+    task: Task,
+    method: Method,
+    *,
+    epochs: int,
+    client_map: str = "map",
+    chunk: int = 0,
+    devices: int = 1,
+    clients: int = 0,
 ) -> Engine:
     """Compiles (lazily) the programs of a federation.
 
@@ -70,12 +77,15 @@ def make_engine(
       epochs: local epochs E of a round.
       client_map: one of `CLIENT_MAPS`.
       chunk: with `vmap`, how many clients at once; 0 = all.
-      devices: how many devices share the clients; 0 = all.
+      devices: how many devices share the clients at most; 0 = all there are.
+      clients: how many clients take part in a round; 0 = all.
     """
     if client_map not in CLIENT_MAPS:
         raise ValueError(f"client_map: {client_map!r} is not known; it is one of {', '.join(CLIENT_MAPS)}")
     stages = ClientUpdate(task, method)
-    mesh = client_mesh(1 if client_map == "loop" else devices)
+    # More devices than clients would only train padding.
+    available = min(devices or len(jax.devices()), len(jax.devices()), clients or len(task.clients))
+    mesh = client_mesh(1 if client_map == "loop" else available)
     # One copy on the devices, made once: without this every call would send all images anew.
     arrays = jax.device_put(task.arrays, NamedSharding(mesh, P()))
     update: Callable
@@ -105,18 +115,36 @@ def _map_clients(stage: Callable, client_map: str, chunk: int) -> Callable:
     return mapped
 
 
+def balanced(steps: Sequence[int], devices: int) -> np.ndarray:
+    """Which client runs where: int [devices, clients per device], -1 for an empty place.
+
+    Longest first onto the least loaded device with a free place: sites are of unequal size, and a round takes as long
+    as its busiest device.
+
+    >>> balanced([9, 1, 2, 6], 2).tolist()
+    [[0, 1], [3, 2]]
+    """
+    places = -(-len(steps) // devices)
+    rows: list[list[int]] = [[] for _ in range(devices)]
+    for client in np.argsort(-np.asarray(steps), kind="stable"):
+        free = [row for row in rows if len(row) < places]
+        min(free, key=lambda row: sum(steps[k] for k in row)).append(int(client))
+    return np.array([row + [-1] * (places - len(row)) for row in rows])
+
+
 def _padded(function: Callable, devices: int) -> Callable:
-    """Gives `function` a number of clients that divides by `devices`; the added ones train no step and are dropped."""
+    """Spreads clients over `devices`; empty places are filled with a client of no steps, whose results are dropped."""
 
     def call(round_: int, learning_rate: float, inputs: RoundInputs) -> PyTree:
+        if devices == 1:
+            return function(np.int32(round_), np.float32(learning_rate), inputs)
         count = len(inputs.steps)
-        missing = -count % devices
-        if missing:
-            rows = np.r_[np.arange(count), np.zeros(missing, int)]
-            inputs = jax.tree.map(lambda leaf: leaf[rows], inputs)
-            inputs = inputs._replace(steps=jnp.where(np.arange(len(rows)) < count, inputs.steps, 0))
-        out = function(np.int32(round_), np.float32(learning_rate), inputs)
-        return jax.tree.map(lambda leaf: leaf[:count], out) if missing else out
+        rows = balanced(np.asarray(inputs.steps), devices).ravel()
+        spread = jax.tree.map(lambda leaf: leaf[np.maximum(rows, 0)], inputs)
+        spread = spread._replace(steps=np.where(rows >= 0, spread.steps, 0).astype(np.int32))
+        out = function(np.int32(round_), np.float32(learning_rate), spread)
+        back = np.array([int(np.flatnonzero(rows == k)[0]) for k in range(count)])
+        return jax.tree.map(lambda leaf: leaf[back], out)
 
     return call
 

@@ -126,17 +126,23 @@ def make_federation(config: ml_collections.ConfigDict) -> Federation:
         client_map=config.client_map,
         chunk=config.client_chunk,
         devices=config.devices,
+        clients=participation_count(len(sites), config.participation),
     )
     return Federation(config, sites, engine, tuple(notes))
 
 
+def participation_count(clients: int, share: float) -> int:
+    """How many of `clients` take part in a round: their share, rounded, at least one."""
+    return max(1, round(share * clients))
+
+
 def participants(seed: int, round_: int, clients: int, share: float) -> list[int]:
-    """Which clients take part in a round: a pure function of seed and round, sorted, at least one.
+    """Which clients take part in a round: a pure function of seed and round, sorted.
 
     >>> participants(0, 3, 4, 1.0)
     [0, 1, 2, 3]
     """
-    count = max(1, round(share * clients))
+    count = participation_count(clients, share)
     chosen = np.random.default_rng((seed, round_)).choice(clients, count, replace=False)
     return sorted(int(k) for k in chosen)
 

@@ -124,7 +124,6 @@ class ResNet(nn.Module):
             stage_stride = 1 if stage == 0 else self.last_stride if stage == last else 2
             for i in range(count):
                 x = block(width, stage_stride if i == 0 else 1, conv, norm, name=f"layer{stage + 1}_{i}")(x)
-        self.sow("intermediates", "map", x)
 
         x = x.astype(jnp.float32)
         pooled = GeM(name="gem")(x) if self.pooling == "gem" else jnp.mean(x, axis=(1, 2))

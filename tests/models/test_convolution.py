@@ -95,8 +95,8 @@ def test_bfloat16_sums_in_float32() -> None:
 @pytest.mark.parametrize("kernel, strides, padding", [(7, 2, [(3, 3), (3, 3)]), (1, 2, 0)])
 def test_fits_flax_conv(kernel: int, strides: int, padding: Any) -> None:
     x = jax.random.normal(jax.random.key(0), (2, 9, 7, 3))
-    stock = nn.Conv(5, (kernel, kernel), strides, padding)
-    ours = nn.Conv(5, (kernel, kernel), strides, padding, conv_general_dilated=patches_convolution)
+    stock: Any = nn.Conv(5, (kernel, kernel), strides, padding)
+    ours: Any = nn.Conv(5, (kernel, kernel), strides, padding, conv_general_dilated=patches_convolution)
     variables = stock.init(jax.random.key(1), x)
     assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, variables, ours.init(jax.random.key(1), x))))
     np.testing.assert_allclose(ours.apply(variables, x), stock.apply(variables, x), rtol=1e-5, atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +60,7 @@ def test_output_sizes_and_dtypes(name: str) -> None:
     )
     assert outputs["pooled"].shape == (2, spec.pooled_dim)
     assert outputs["embedding"].shape == (2, spec.feature_dim)
-    assert jax.tree.structure(stats) == jax.tree.structure(shapes(spec)["batch_stats"])
+    chex.assert_trees_all_equal_structs(stats, shapes(spec)["batch_stats"])
     assert {leaf.dtype for leaf in jax.tree.leaves((outputs, stats))} == {jnp.dtype("float32")}
 
 
@@ -72,8 +73,9 @@ def test_last_stride_one_keeps_the_map_twice_as_large(last_stride: int, size: tu
     spec = make_spec("resnet50", last_stride=last_stride)
 
     def last_map(variables: Any, x: jax.Array) -> jax.Array:
-        _, seen = spec.module().apply(variables, x, train=False, mutable=["intermediates"])
-        return seen["intermediates"]["map"][0]
+        module: Any = spec.module()
+        _, seen = module.apply(variables, x, train=False, mutable=["intermediates"], capture_intermediates=True)
+        return seen["intermediates"]["layer4_2"]["__call__"][0]
 
     found = jax.eval_shape(last_map, shapes(spec), jax.ShapeDtypeStruct((1, 256, 128, 3), jnp.float32))
     assert found.shape == (1, *size, 2048)
@@ -186,8 +188,9 @@ def test_bfloat16_keeps_float32_parameters_and_is_finite() -> None:
 
 def test_gem_is_the_average_at_one_and_hand_computed_at_three() -> None:
     x = jnp.array([[[[1.0], [2.0]], [[3.0], [4.0]]]])
-    assert float(GeM().apply({"params": {"p": jnp.ones(1)}}, x)[0, 0]) == pytest.approx(2.5)
-    third = GeM().apply({"params": {"p": jnp.full(1, 3.0)}}, x)
+    pool: Any = GeM()
+    assert float(pool.apply({"params": {"p": jnp.ones(1)}}, x)[0, 0]) == pytest.approx(2.5)
+    third = pool.apply({"params": {"p": jnp.full(1, 3.0)}}, x)
     assert float(third[0, 0]) == pytest.approx(25 ** (1 / 3))  # (1 + 8 + 27 + 64) / 4 = 25
     gem, avg = (make_spec("thin", widths=(4, 8), blocks=(1, 1), pooling=p) for p in ("gem", "avg"))
     variables = gem.init(jax.random.key(0), 16, 8)
@@ -249,7 +252,8 @@ class NnxAdapter:
         return {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
 
     def apply(self, variables: Any, x: jax.Array, train: bool, rngs: Any = None) -> Any:
-        graph, params, stats = nnx.split(nnx.eval_shape(lambda: NnxNet(nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
+        abstract = nnx.eval_shape(lambda: NnxNet(nnx.Rngs(0)))
+        graph, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
         nnx.replace_by_pure_dict(params, variables["params"])
         nnx.replace_by_pure_dict(stats, variables["batch_stats"])
         net = nnx.merge(graph, params, stats)
@@ -281,7 +285,7 @@ def test_any_framework_trains_through_the_seam(spec: Any) -> None:
 
     trained, losses = jax.jit(lambda c: jax.lax.map(local, c))((clients, data))
     assert (losses[:, -1] < losses[:, 0]).all()
-    assert jax.tree.structure(trained) == jax.tree.structure(clients)
+    chex.assert_trees_all_equal_structs(trained, clients)
     paths = {path[-1].key for path, _ in jax.tree.leaves_with_path(clients["params"])}
     assert paths == {"kernel", "scale", "bias"}
     first = jax.tree.map(lambda leaf: leaf[0], trained)
