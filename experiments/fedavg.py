@@ -1,10 +1,17 @@
-"""fedavg."""
+"""FedAvg, one classifier over all identities; its "after" column is FedAvg + fine-tuning.
+
+    python experiments/run.py --config=experiments/fedavg.py
+
+@FEDAVG@
+"""
+
+from ml_collections import ConfigDict
 
 from fedklpr_jax.config import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """The settings of this run; `fedklpr_jax/config.py` explains every field."""
     config = default_config()
-    config.name = "fedavg"
-    config.method.name = "fedavg"
+    config.name = config.method.name = "fedavg"
     return config

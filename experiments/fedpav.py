@@ -1,10 +1,17 @@
-"""fedpav."""
+"""FedPAV (FedReID, ACM MM 2020): FedAvg whose identity classifiers stay at the clients.
+
+    python experiments/run.py --config=experiments/fedpav.py
+
+@FEDPAV@
+"""
+
+from ml_collections import ConfigDict
 
 from fedklpr_jax.config import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """The settings of this run; `fedklpr_jax/config.py` explains every field."""
     config = default_config()
-    config.name = "fedpav"
-    config.method.name = "fedpav"
+    config.name = config.method.name = "fedpav"
     return config

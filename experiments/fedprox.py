@@ -1,10 +1,17 @@
-"""fedprox."""
+"""FedProx: FedPAV with clients held near the model they received (`method.prox.mu`).
+
+    python experiments/run.py --config=experiments/fedprox.py
+
+@FEDPROX@
+"""
+
+from ml_collections import ConfigDict
 
 from fedklpr_jax.config import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """The settings of this run; `fedklpr_jax/config.py` explains every field."""
     config = default_config()
-    config.name = "fedprox"
-    config.method.name = "fedprox"
+    config.name = config.method.name = "fedprox"
     return config

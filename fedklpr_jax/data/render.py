@@ -147,7 +147,9 @@ def _wall_pattern(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         case "windows":
             return _wave(u * 2.6, 4) * _wave(v * 3.1 + 0.1, 4)
         case "bricks":
-            return np.maximum(_wave(v * 9, 3) - 0.75, _wave(u * 5 + 0.5 * (np.floor(v * 9 + 0.5) % 2), 3) - 0.75) * 4
+            courses = v * 10
+            along = u * 5 + 0.5 * (np.floor(courses) % 2)
+            return 0.7 * np.clip(np.maximum(np.abs(courses % 1 - 0.5) - 0.38, np.abs(along % 1 - 0.5) - 0.42) * 15, 0, 1)
         case "columns":
             return _wave(u * 1.5, 4)
         case "foliage":
@@ -324,6 +326,9 @@ def _figure(p: _Painter, who: People, shots: Shots) -> None:
     p.fill(p.box(at(0, -0.03), 0.14 * one, 0.055 * one, 0.075 * one) - 0.01, hair, long_hair * back)
     p.fill(p.ellipse(at(0, -0.055), 0.045 * one, 0.032 * one, 0.032 * one), hair, _col(who.hair_style == HAIR.index("bun")))
     p.fill(p.ellipse(nod + 0.022 * s, 0.09 * one, 0.022 + 0.026 * np.clip(c, 0, 1), 0.05 * one), skin, np.clip(2.2 * c + 0.9, 0, 1))
+    eyes = p.ellipse(nod + 0.022 * s - 0.019 * c, 0.083 * one, 0.0085 * one, 0.009 * one)
+    eyes = np.minimum(eyes, p.ellipse(nod + 0.022 * s + 0.019 * c, 0.083 * one, 0.0085 * one, 0.009 * one))
+    p.fill(eyes, 0.12 * one[None], np.clip(3 * c - 0.5, 0, 1))
     hat, cap = _rgb(who.hat_colour), _col(who.hat == HATS.index("cap"))
     helmet, beanie = _col(who.hat == HATS.index("helmet")), _col(who.hat == HATS.index("beanie"))
     p.fill(np.maximum(p.ellipse(nod, 0.062 * one, 0.066 * one, 0.07 * one), p.y - 0.06), hat, np.maximum(cap, beanie))

@@ -68,7 +68,7 @@ STYLES: dict[str, Style] = {
         wall_kinds=("windows", "columns"),
         pattern_odds=_CASUAL_PATTERNS,
         cut_odds=(8, 2, 0), leg_odds=(4, 4, 3), carried_odds=(4, 2, 3, 4, 0), hat_odds=(8, 2, 0, 0),
-        logo=0.4, back_print=0.1, scarf=0.0, brightness=1.08, cast=0.17, quality=0.8,
+        logo=0.4, back_print=0.1, scarf=0.0, brightness=1.05, cast=0.14, quality=0.8,
     ),
     "campus": Style(
         upper="#7b2d26 #1d3557 #588157 #e9c46a #9d8189 #457b9d #bc6c25 #8d99ae #f1faee #5e548e",
@@ -79,7 +79,7 @@ STYLES: dict[str, Style] = {
         wall_kinds=("foliage", "bricks"),
         pattern_odds=_CASUAL_PATTERNS,
         cut_odds=(4, 6, 0), leg_odds=(7, 2, 1.5), carried_odds=(2, 7, 2, 1, 0), hat_odds=(7, 2, 1, 0),
-        logo=0.5, back_print=0.15, scarf=0.1, brightness=1.0, cast=0.17, quality=0.6,
+        logo=0.5, back_print=0.15, scarf=0.1, brightness=1.0, cast=0.14, quality=0.6,
     ),
     "winter": Style(
         upper="#1d2233 #2b2b2e #3d3a36 #4a2f2a #26352f #59616b #6b1f2a #34495e #7a6f5d #8a7358",
@@ -90,7 +90,7 @@ STYLES: dict[str, Style] = {
         wall_kinds=("columns", "bricks", "windows"),
         pattern_odds=(6, 1, 0.5, 1.5, 1.5, 0, 0, 1.5, 1.5, 0.5),
         cut_odds=(0, 5, 5), leg_odds=(9, 0, 1), carried_odds=(3, 2, 2, 2, 4), hat_odds=(5, 1, 4, 0),
-        logo=0.1, back_print=0.0, scarf=0.55, brightness=0.92, cast=0.15, quality=0.4,
+        logo=0.1, back_print=0.0, scarf=0.55, brightness=0.95, cast=0.13, quality=0.5,
     ),
     "office": Style(
         upper="#22262e #3c4657 #6c7a89 #dfe6ee #b7c9e2 #8a6f5a #f3efe6 #5b3a4a #2f4858",
@@ -101,7 +101,7 @@ STYLES: dict[str, Style] = {
         wall_kinds=("windows", "columns"),
         pattern_odds=(5, 0, 2, 1.5, 0, 0.3, 0, 5, 0.3, 0),
         cut_odds=(1, 8, 1), leg_odds=(8, 0, 3), carried_odds=(4, 1, 3, 4, 1), hat_odds=(1, 0, 0, 0),
-        logo=0.15, back_print=0.0, scarf=0.15, brightness=1.0, cast=0.12, quality=0.9,
+        logo=0.15, back_print=0.0, scarf=0.15, brightness=0.98, cast=0.12, quality=0.9,
     ),
     "night": Style(
         upper="#e63946 #1d4ed8 #ffffff #ffb703 #2a9d8f #111827 #7c3aed #f77f00",
@@ -112,7 +112,7 @@ STYLES: dict[str, Style] = {
         wall_kinds=("crowd", "columns"),
         pattern_odds=(3, 3, 2, 0.5, 2, 0, 2, 0, 2, 2),
         cut_odds=(8, 2, 0), leg_odds=(6, 4, 0), carried_odds=(6, 2, 2, 0, 0), hat_odds=(5, 4, 1, 0),
-        logo=0.4, back_print=0.6, scarf=0.35, brightness=0.78, cast=0.2, quality=0.3,
+        logo=0.4, back_print=0.6, scarf=0.35, brightness=0.78, cast=0.16, quality=0.4,
     ),
     "workwear": Style(
         upper="#ff7a00 #d7f205 #1f4e79 #3b5d38 #b22222 #6b6f73 #c2b280",
@@ -209,7 +209,7 @@ def _cameras(rng: np.random.Generator, style: Style, n: int) -> render.Cameras:
     turns = rng.permutation(n) * 2 * np.pi / n + rng.uniform(0, 2 * np.pi)
     warm = rng.standard_normal(n) * style.cast
     green = rng.standard_normal(n) * style.cast * 0.5
-    gain = np.exp(np.stack([warm, green, -warm], 1)) * (style.brightness * np.exp(0.16 * rng.standard_normal(n)))[:, None]
+    gain = np.exp(np.stack([warm, green, -warm], 1)) * (style.brightness * np.exp(0.11 * rng.standard_normal(n)))[:, None]
     poor = 1 - style.quality
     return render.Cameras(
         yaw=turns + rng.uniform(-0.3, 0.3, n),
@@ -220,8 +220,8 @@ def _cameras(rng: np.random.Generator, style: Style, n: int) -> render.Cameras:
         gamma=rng.uniform(0.8, 1.25, n),
         haze=rng.uniform(0, 0.16, n) * poor,
         light=rng.uniform(-0.3, 0.3, n),
-        blur=rng.uniform(0.1, 0.35 + 0.6 * poor, n),
-        noise=rng.uniform(0.01, 0.02 + 0.04 * poor, n),
+        blur=rng.uniform(0.05, 0.25 + 0.6 * poor, n),
+        noise=rng.uniform(0.008, 0.012 + 0.04 * poor, n),
         horizon=rng.uniform(0.35, 0.72, n),
         wall_kind=np.array([render.WALLS.index(str(w)) for w in rng.choice(style.wall_kinds, n)]),
         wall=_colours(rng, style.wall, n),

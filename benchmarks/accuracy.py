@@ -1,0 +1,96 @@
+"""Accuracy against bytes of the methods, several seeds each, through the real command.
+
+    python -m benchmarks.accuracy --out runs/accuracy                                   # the synthetic default
+    python -m benchmarks.accuracy --out runs/accuracy_real -- --config.data.source=folder \
+        --config.data.root=../shared/data --config.data.clients=ward,viper,prid2011,mars_mini
+
+Runs that are finished already are read, not run again, and an interrupted one goes on. Prints a Markdown table: mean
+and standard deviation over seeds of the mean over clients, before and after local fine-tuning, and FedKLPR's mAP and
+bytes as a share of FedPAV's, paired by seed, with a bootstrap interval over queries. FedAvg + fine-tuning is the
+"after" column of FedAvg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._common import machine, print_header, print_row
+from fedklpr_jax.evaluation.bootstrap import paired_ratio_interval
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ("fedklpr", "fedpav", "fedavg", "fedprox", "local")
+
+
+def finished_run(method: str, seed: int, out: Path, extra: list[str]) -> dict[str, Any]:
+    """`summary.json` of one run, made first if it is not there."""
+    directory = out / f"{method}-{seed}"
+    if not (directory / "report.html").exists():
+        command = [
+            sys.executable, str(ROOT / "experiments" / "run.py"), f"--config={ROOT / 'experiments' / method}.py",
+            f"--config.out={directory}", f"--config.seed={seed}", *extra,
+        ]  # fmt: skip
+        print(f"{method}, seed {seed}", file=sys.stderr, flush=True)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((directory / "summary.json").read_text())
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Mean and sample standard deviation."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{np.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def precisions(summary: dict[str, Any]) -> list[np.ndarray]:
+    """Average precision of each query, one array a client (NaN = no match), before local fine-tuning."""
+    return [np.array(values, float) for values in summary["average_precisions"].values()]
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> None:
+    """Prints the results, a row a method, and the paired comparison."""
+    print_header("method", "Rank-1", "mAP", "mINP", "Rank-1 after", "mAP after", "density", "MB", "saving %", "seconds")
+    for method, runs in results.items():
+        savings = [100 * run["saving"] for run in runs if run["saving"] is not None]
+        print_row(
+            method,
+            *(spread([100 * run["mean"][key] for run in runs]) for key in ("rank1", "map", "minp")),
+            *(spread([100 * run["after"]["mean"][key] for run in runs]) for key in ("rank1", "map")),
+            spread([run["mean"]["density"] for run in runs], 2),
+            spread([run["bytes"]["total"] / 1e6 for run in runs]),
+            spread(savings) if savings else "nothing sent",
+            spread([run["seconds"] for run in runs], 0),
+        )
+    if "fedklpr" in results and "fedpav" in results:
+        ours, theirs = results["fedklpr"], results["fedpav"]
+        ratio = paired_ratio_interval([precisions(r) for r in ours], [precisions(r) for r in theirs])
+        shares = [a["bytes"]["total"] / b["bytes"]["total"] for a, b in zip(ours, theirs, strict=True)]
+        print(
+            f"\nFedKLPR against FedPAV, paired by seed: mAP x {ratio.ratio:.3f} (95 % interval over queries "
+            f"{ratio.low:.3f} to {ratio.high:.3f}), bytes {100 * (1 - np.mean(shares)):.1f} % fewer "
+            f"({', '.join(f'{100 * (1 - share):.1f}' for share in shares)} by seed)"
+        )
+
+
+def main() -> None:
+    """Reads the command line, runs what is missing, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory of the runs")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
+    parser.add_argument("extra", nargs="*", help="settings for every run, after --")
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    methods = options.methods.split(",")
+    runs = {(m, s): finished_run(m, s, options.out, options.extra) for s in seeds for m in methods}
+    print(f"{machine()}; seeds {options.seeds}; {' '.join(options.extra) or 'synthetic default'}\n")
+    table({method: [runs[method, seed] for seed in seeds] for method in methods})
+
+
+if __name__ == "__main__":
+    main()
