@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -11,9 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from fedklpr_jax.config import FIELDS
 from fedklpr_jax.errors import InputError
 
 USAGE = "python experiments/run.py --config=experiments/fedklpr.py [--config.FIELD=VALUE ...]"
@@ -26,21 +30,29 @@ def parse(arguments: Sequence[str]) -> Any:
       InputError: no configuration file, an unknown field, or a value of the wrong type.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=["run", *arguments])
     chosen = [a.split("=", 1)[1] for a in arguments if re.match(r"--?config=", a)]
     if not chosen:
         raise InputError(f"--config: missing; usage: {USAGE}")
     path = Path(chosen[-1].split(":", 1)[0])
     if not path.is_file():
         raise InputError(f"--config: {path} is no file; usage: {USAGE}")
+    for match in filter(None, (re.match(r"--?config\.([^=]*)", a) for a in arguments)):
+        if match[1] not in FIELDS:
+            near = difflib.get_close_matches(match[1], FIELDS, 1) or ["rounds"]
+            raise InputError(f"--config.{match[1]}: there is no such setting; perhaps --config.{near[0]}")
     try:
         rest = values(["run", *arguments])
         config = values.config
     except flags.UnrecognizedFlagError as error:
         raise InputError(f"--{error.flagname}: there is no such setting; usage: {USAGE}") from error
+    except (SyntaxError, ImportError) as error:
+        raise InputError(f"--config: {path}: {' '.join(str(error).split())}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         message = " ".join(str(error).split())
         raise InputError(f"{message[:300]}; see fedklpr_jax/config.py for all settings") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(f"--config: {path}: get_config() returns no ConfigDict; start from default_config()")
     if rest[1:]:
         raise InputError(f"{rest[1]}: not understood; settings look like --config.rounds=3")
     return config
@@ -88,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(given):
         print(f"usage: {USAGE}\nsettings: see fedklpr_jax/config.py")
         return 0
-    command = "python experiments/run.py " + " ".join(given)
+    command = shlex.join(["python", "experiments/run.py", *given])
     try:
         config = parse(given)
     except InputError as error:

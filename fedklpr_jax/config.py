@@ -43,10 +43,10 @@ def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
 
 FIELDS: dict[str, Field] = {
     "name": Field("fedklpr", "name of the run; results go to runs/<name>", "a name without / in it",
-                  lambda v: bool(v) and "/" not in v),
+                  lambda v: v not in ("", ".", "..") and "/" not in v),
     "out": Field("", "directory of the results; empty = runs/<name>"),
     "seed": Field(0, "everything random is a function of it", *_between(0, 2**31 - 1)),
-    "rounds": Field(20, "communication rounds T", *_at_least(1)),
+    "rounds": Field(12, "communication rounds T", *_at_least(1)),
     "epochs": Field(2, "local epochs E of a round, and of the 'after' column", *_at_least(1)),
     "participation": Field(1.0, "share of the clients in each round, at least one", *_above(0)),
     "data.source": Field("synthetic", "where pictures come from", *_one_of("synthetic", "folder")),
@@ -101,18 +101,20 @@ FIELDS: dict[str, Field] = {
                                   *_one_of("personalised", "global")),
     "method.klaw.sign": Field("align", "[C] prefer clients near the received model, or those that gained most",
                               *_one_of("align", "gain")),
-    "method.praw.form": Field("compact", "[C] 1/(1-r), 1-r, or no pruning weight", *_one_of("compact", "dense", "none")),
+    "method.praw.form": Field("compact", "[C] 1/(1-r), 1-r, or no pruning weight",
+                              *_one_of("compact", "dense", "none")),
     "method.klpwa.form": Field("product", "[C] product or weighted sum of the two", *_one_of("product", "sum")),
     "method.klpwa.mix": Field(0.5, "[C] share of KLAW in the sum", *_between(0, 1)),
     "method.klpwa.cap": Field(3.0, "[C] no weight exceeds cap / clients", *_at_least(1)),
-    "method.prune.step": Field(0.2, "[C] share of the alive weights removed by a step", *_between(0, 1)),
-    "method.prune.target": Field(0.3, "[C] density that pruning stops at", *_between(0, 1)),
+    "method.prune.step": Field(0.25, "[C] share of the alive weights removed by a step", *_between(0, 1)),
+    "method.prune.target": Field(0.4, "[C] density that pruning stops at", *_between(0, 1)),
     "method.prune.scope": Field("global", "[C] one threshold over all layers, or one for each",
                                 *_one_of("global", "layer")),
     "method.crr.drop": Field(0.02, "[C] validation mAP a step may cost", *_at_least(0)),
     "method.crr.recover": Field(0.05, "[C] loss of validation mAP since the last step that undoes it", *_at_least(0)),
     "method.crr.halt": Field(2, "[C] rounds without pruning after a recovery", *_at_least(0)),
-    "method.bn.statistics": Field("averaged", "[C] batch-norm statistics travel, or stay", *_one_of("averaged", "local")),
+    "method.bn.statistics": Field("local", "[C] batch-norm statistics stay, or travel and are averaged",
+                                  *_one_of("averaged", "local")),
 }  # fmt: skip
 
 
@@ -120,7 +122,7 @@ def default_config() -> ml_collections.ConfigDict:
     """A fresh copy of all settings with their defaults.
 
     >>> default_config().method.prune.target
-    0.3
+    0.4
     """
     config = ml_collections.ConfigDict()
     for path, field in FIELDS.items():

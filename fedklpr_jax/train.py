@@ -67,10 +67,17 @@ class Federation:
 
 
 def cache_directory(chosen: str, name: str) -> Path:
-    """`chosen`, or a private directory of this user for `name`; made if missing."""
+    """`chosen`, or a private directory of this user for `name`; made if missing.
+
+    Raises:
+      InputError: it cannot be made.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = Path(chosen) if chosen else base / "fedklpr_jax" / name
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made as the cache of {name} ({error.strerror}); give another") from error
     return path
 
 
@@ -193,12 +200,17 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
     for k, (_, down), (upload, after, facts) in zip(chosen, delivered, rows, strict=True):
         name = task.client_names[k]
         decoded, up, reason = collect(federation, upload, clients[k])
+        if not reason and not all_finite(after.local):
+            reason = "local values that are not finite"
         if up:
-            ledger = ledger.add(name, down=down, up=up).measured(name, up, parameter_count(upload.model))
+            ledger = ledger.add(name, down=down, up=up)
         if reason:
             refused.append({"client": name, "reason": reason})
         else:
             clients[k] = after
+            # A refused upload says nothing of the dense size: NaN compresses to nearly nothing.
+            if up:
+                ledger = ledger.measured(name, up, parameter_count(upload.model))
         uploads.append(decoded)
         accepted.append(not reason)
         log[name] = {key: float(value) for key, value in facts.items() if key != "decision"}
@@ -273,7 +285,7 @@ def prepare_directory(config: ml_collections.ConfigDict, command: str) -> Path:
         )
     if known.exists():
         try:
-            before = json.loads(known.read_text())["settings"]
+            before = dict(json.loads(known.read_text())["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{known}: no readable configuration of a run; give --config.out=OTHER") from error
         now = json.loads(json.dumps(flat(config)))
