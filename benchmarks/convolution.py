@@ -1,6 +1,6 @@
 """Stock convolution against patches, for the train step of a re-ID network: prints one Markdown table.
 
-    python benchmarks/convolution.py
+    python -m benchmarks.convolution
 
 Each row is one way to run a step (forward, gradient, SGD): alone under `jit`, in the body of a `lax.scan` inside a
 `lax.map` over clients, and under `vmap` over two clients with kernels of their own. On a CPU the last two are where a
@@ -11,15 +11,14 @@ Both forms of a row are timed in turn, so that other work on the machine meets t
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks._common import again, machine, print_header, print_row, timed_in_turn
 from fedklpr_jax.models import ModelSpec, make_spec
 
 HEIGHT, WIDTH, CLIENTS = 64, 32, 2
@@ -69,33 +68,26 @@ def program(spec: ModelSpec, way: str, batch: int, steps: int) -> tuple[Callable
 def compare(spec: ModelSpec, way: str, batch: int, steps: int, repetitions: int) -> dict[str, float]:
     """Median milliseconds a step, by convolution."""
     choices = ("stock", "patches")
-    calls = {c: program(make_spec(spec.name, convolution=c), way, batch, steps) for c in choices}
-    times: dict[str, list[float]] = {c: [] for c in choices}
-    for _ in range(repetitions):
-        for choice, (call, count) in calls.items():
-            start = time.perf_counter()
-            call()
-            times[choice].append((time.perf_counter() - start) / count * 1e3)
-    return {choice: statistics.median(values) for choice, values in times.items()}
+    programs = {c: program(make_spec(spec.name, convolution=c), way, batch, steps) for c in choices}
+    count = programs["stock"][1]
+    times = timed_in_turn({c: again(call) for c, (call, _) in programs.items()}, repetitions)
+    return {choice: statistics.median(values) / count * 1e3 for choice, values in times.items()}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5, help="timed calls of each cell (thin; resnet18 takes 3)")
-    repetitions = parser.parse_args().repetitions
+    repetitions = parser.parse_args(arguments).repetitions
 
-    print(f"JAX {jax.__version__} on {jax.default_backend()}, {os.cpu_count()} cores, images {HEIGHT}x{WIDTH}\n")
-    print("| network | batch | step under | stock ms | patches ms | stock / patches | patches images/s |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"{machine()}; images {HEIGHT}x{WIDTH}\n", flush=True)
+    print_header("network", "batch", "step under", "stock ms", "patches ms", "stock / patches", "patches images/s")
     for name, batch, steps, times in (("thin", 32, 3, repetitions), ("resnet18", 8, 1, min(repetitions, 3))):
         for way in WAYS:
             ms = compare(make_spec(name), way, batch, steps, times)
-            print(
-                f"| {name} | {batch} | {way} | {ms['stock']:.1f} | {ms['patches']:.1f} "
-                f"| {ms['stock'] / ms['patches']:.1f} | {batch / ms['patches'] * 1e3:.0f} |",
-                flush=True,
-            )
+            rate = f"{batch / ms['patches'] * 1e3:.0f}"
+            gain = f"{ms['stock'] / ms['patches']:.1f}"
+            print_row(name, batch, way, f"{ms['stock']:.1f}", f"{ms['patches']:.1f}", gain, rate)
 
 
 if __name__ == "__main__":

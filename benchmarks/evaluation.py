@@ -1,6 +1,6 @@
 """Time of `evaluate_ranking` at Market-1501's size, against the distance product and an argsort of every query's row.
 
-    python benchmarks/evaluation.py --labels ../shared/data/market1501_labels
+    python -m benchmarks.evaluation --labels ../shared/data/market1501_labels
 
 Features are synthetic: a point per identity plus noise. Labels are Market-1501's own (3,368 queries, 15,913 gallery
 images once the junk is left out) if `--labels` names the folder that holds `labels.npz`, else random ones of that size.
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks._common import machine, print_header, print_row
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation import euclidean_distances, evaluate_ranking
 
@@ -84,12 +85,13 @@ def timed(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     return best, result
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=Path, help="folder with Market-1501's labels.npz (default: random labels)")
     parser.add_argument("--width", type=int, default=512, help="length of a feature (default: 512)")
     parser.add_argument("--repeats", type=int, default=3, help="the best of this many runs is shown (default: 3)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.width < 1 or options.repeats < 1:
         parser.error("--width and --repeats take whole numbers from 1")
 
@@ -104,12 +106,11 @@ def main() -> None:
     plain_time, plain_map = timed(lambda: argsort_mean_ap(distances, labels), options.repeats)
 
     source = "Market-1501 labels" if options.labels else "random labels"
-    print(f"{len(query)} queries x {len(gallery)} gallery images, {source}, width {options.width}:\n")
-    print("| step | seconds | mAP |")
-    print("|---|---|---|")
-    print(f"| distance product | {product_time:.2f} | |")
-    print(f"| evaluate_ranking (CMC, mAP, mINP) | {ranking_time:.2f} | {ranking.mean_ap:.6f} |")
-    print(f"| argsort of every row (mAP only) | {plain_time:.2f} | {plain_map:.6f} |")
+    print(f"{machine()}\n{len(query)} queries x {len(gallery)} gallery images, {source}, width {options.width}:\n")
+    print_header("step", "seconds", "mAP")
+    print_row("distance product", f"{product_time:.2f}", "")
+    print_row("evaluate_ranking (CMC, mAP, mINP)", f"{ranking_time:.2f}", f"{ranking.mean_ap:.6f}")
+    print_row("argsort of every row (mAP only)", f"{plain_time:.2f}", f"{plain_map:.6f}")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ bytes) a second of processor time (everything runs on one core), the best of thr
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from benchmarks._common import machine, print_header, print_row
 from fedklpr_jax.wire import decode, encode, peek
 
 SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.9)
@@ -74,14 +75,19 @@ def best(function: Callable[[], Any]) -> tuple[Any, float]:
     return value, min(seconds)
 
 
-def main() -> None:
-    millions = float(sys.argv[1]) if len(sys.argv) > 1 else 25.0
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("millions", type=float, nargs="?", default=25.0, help="millions of parameters (default: 25)")
+    millions = parser.parse_args(arguments).millions
+    if not millions > 0:
+        parser.error("the size is a number of millions above 0")
     rng = np.random.default_rng(0)
     tree = weights(millions, rng)
     dense = sum(leaf.nbytes for block in tree.values() for leaf in block.values())
+    print(machine())
     print(f"{dense / 4e6:.1f} million float32 parameters, {dense / 1e6:.0f} MB dense, {2 * len(tree)} leaves\n")
-    print("| sparsity | by magnitude | random mask | mask held | bfloat16 | encode MB/s | decode MB/s |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
+    print_header("sparsity", "by magnitude", "random mask", "mask held", "bfloat16", "encode MB/s", "decode MB/s")
     for sparsity in SPARSITIES:
         mask = magnitude_mask(tree, sparsity)
         payload, encoding = best(partial(encode, tree, mask))
@@ -92,15 +98,15 @@ def main() -> None:
             len(encode(tree, mask, receiver_has_mask=True)),
             len(encode(tree, mask, value_dtype="bfloat16")),
         ]
-        row = " | ".join(f"{100 * size / dense:.1f} %" for size in sizes)
-        print(f"| {sparsity:.0%} | {row} | {dense / 1e6 / encoding:.0f} | {dense / 1e6 / decoding:.0f} |")
-    print("\n| bits changed | mask sent as | mask bytes | bitmap bytes |")
-    print("|---:|---|---:|---:|")
+        shares = [f"{100 * size / dense:.1f} %" for size in sizes]
+        print_row(f"{sparsity:.0%}", *shares, f"{dense / 1e6 / encoding:.0f}", f"{dense / 1e6 / decoding:.0f}")
+    print()
+    print_header("bits changed", "mask sent as", "mask bytes", "bitmap bytes")
     previous = magnitude_mask(tree, 0.5)
     for share in FLIPS:
         mask = flip(previous, share, rng)
         header, full = peek(encode(tree, mask, previous_mask=previous)), peek(encode(tree, mask))
-        print(f"| {share:.1%} | {header['mask_mode']} | {header['mask_bytes']:,} | {full['mask_bytes']:,} |")
+        print_row(f"{share:.1%}", header["mask_mode"], f"{header['mask_bytes']:,}", f"{full['mask_bytes']:,}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def parse(arguments: Sequence[str]) -> Any:
     except (SyntaxError, ImportError) as error:
         raise InputError(f"--config: {path}: {' '.join(str(error).split())}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        message = " ".join(str(error).split())
+        # An error inside get_config() comes with its traceback; the last line says what it was.
+        message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise InputError(f"{message[:300]}; see fedklpr_jax/config.py for all settings") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"--config: {path}: get_config() returns no ConfigDict; start from default_config()")

@@ -5,7 +5,7 @@ The same functions are mapped over simulated clients (`round.py`) and run alone 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ class RoundInputs(NamedTuple):
     message: Message
     client: ClientState
     data: ClientData
-    plan: jax.Array
-    steps: jax.Array
+    plan: Any
+    steps: Any
     key: jax.Array
 
 

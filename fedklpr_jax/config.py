@@ -92,7 +92,8 @@ FIELDS: dict[str, Field] = {
     "compilation_cache": Field("", "directory for compiled programs; empty = the user's cache directory"),
     "method.name": Field("fedklpr", "the method", *_one_of("fedklpr", "fedavg", "fedpav", "fedprox", "local")),
     "method.prox.mu": Field(0.01, "FedProx: weight of the proximal term", *_at_least(0)),
-    "method.kll.weight": Field(0.22, "[C] d, weight of the KL loss [S: L = L_base + d L_KL]; d KL = 0.13 (1 - cos) at first", *_at_least(0)),
+    # 0.22 makes d L_KL about 0.13 (1 - cos), FedCAPR's penalty, at the start of round 1.
+    "method.kll.weight": Field(0.22, "[C] d, weight of the KL loss [S: L = L_base + d L_KL]", *_at_least(0)),
     "method.kll.temperature": Field(1.0, "[C] T of the softmax over features, KLL and KLAW", *_above(0)),
     "method.kll.direction": Field("forward", "[C] forward = KL(received || local)", *_one_of("forward", "reverse")),
     "method.kll.space": Field("features", "[C] softmax over the embedding, or over similarities to the classes",

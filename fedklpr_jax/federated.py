@@ -110,8 +110,8 @@ class Uploads(NamedTuple):
     model: PyTree
     mask: PyTree | None
     scalars: dict[str, jax.Array]
-    clients: jax.Array
-    accepted: jax.Array
+    clients: Any
+    accepted: Any
 
 
 class ClientData(NamedTuple):

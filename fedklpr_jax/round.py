@@ -38,9 +38,10 @@ class StageError(RuntimeError):
 class Engine(NamedTuple):
     """The compiled programs of a federation.
 
-    `epochs` is E; `steps` the longest epoch of any client, to which all plans are padded; `download(server, client) -> Message`; `update(round, learning_rate, inputs [K]) -> (uploads, clients, logs)` and
-    `fine_tune(round, learning_rate, inputs [K]) -> variables`, both over stacked `RoundInputs`, host or device;
-    `aggregate(server, uploads) -> (server, logs)` donates the server state.
+    `epochs` is E; `steps` the longest epoch of any client, to which all plans are padded; `download(server, client) ->
+    Message`; `update(round, learning_rate, inputs [K]) -> (uploads, clients, logs)` and `fine_tune(round,
+    learning_rate, inputs [K]) -> variables`, both over stacked `RoundInputs`, host or device; `aggregate(server,
+    uploads) -> (server, logs)` donates the server state.
     """
 
     task: Task
@@ -115,7 +116,7 @@ def _map_clients(stage: Callable, client_map: str, chunk: int) -> Callable:
     return mapped
 
 
-def balanced(steps: Sequence[int], devices: int) -> np.ndarray:
+def balanced(steps: Sequence[int] | np.ndarray, devices: int) -> np.ndarray:
     """Which client runs where: int [devices, clients per device], -1 for an empty place.
 
     Longest first onto the least loaded device with a free place: sites are of unequal size, and a round takes as long

@@ -167,10 +167,11 @@ def collect(federation: Federation, upload: Upload, client: ClientState) -> tupl
 
     `client` is the state before the round: its mask is the one the server holds.
     """
-    payload = exchange.pack(upload.model, upload.mask, upload.scalars, client.mask, federation.config.wire.dtype)
+    payload = b""
     try:
+        payload = exchange.pack(upload.model, upload.mask, upload.scalars, client.mask, federation.config.wire.dtype)
         decoded = Upload(*exchange.unpack(payload, upload.model, upload.scalars, client.mask))
-    except WireError as error:
+    except (InputError, WireError) as error:
         return upload, len(payload), str(error)
     if not all_finite((decoded.model, decoded.scalars)):
         return decoded, len(payload), "values that are not finite"
@@ -196,13 +197,14 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
     outputs = engine.update(round_, task.learning_rate(round_), inputs)
     rows = unstack(outputs, len(chosen))
 
-    uploads, accepted, refused, log = [], [], [], {}
+    uploads, accepted, refused = [], [], []
+    log: dict[str, dict[str, Any]] = {}
     for k, (_, down), (upload, after, facts) in zip(chosen, delivered, rows, strict=True):
         name = task.client_names[k]
         decoded, up, reason = collect(federation, upload, clients[k])
         if not reason and not all_finite(after.local):
             reason = "local values that are not finite"
-        if up:
+        if down or up:
             ledger = ledger.add(name, down=down, up=up)
         if reason:
             refused.append({"client": name, "reason": reason})
@@ -311,10 +313,9 @@ def _save(federation: Federation, directory: Path, state: RunState, log: Metrics
         "offset": log.offset,
         "fingerprint": fingerprint(federation.config),
     }
-    tree = {"server": state.server, "clients": state.clients}
-    checkpoint.save(
-        directory / "checkpoints", int(state.server.round), jax.device_get(tree), meta, federation.config.checkpoint.keep
-    )
+    tree = jax.device_get({"server": state.server, "clients": state.clients})
+    step, keep = int(state.server.round), federation.config.checkpoint.keep
+    checkpoint.save(directory / "checkpoints", step, tree, meta, keep)
 
 
 def _load_or_start(federation: Federation, directory: Path) -> tuple[RunState, int | None]:

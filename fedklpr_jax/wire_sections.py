@@ -129,7 +129,7 @@ def digest_mask(paths: Sequence[str], leaves: Sequence[np.ndarray]) -> bytes:
     state = hashlib.blake2b(digest_size=HASH_BYTES, person=b"fedklpr mask")
     for path, leaf in zip(paths, leaves, strict=True):
         state.update(f"{format_shape(leaf.shape)} {path}\n".encode())
-        state.update(np.packbits(leaf))
+        state.update(np.packbits(leaf).data)
     return state.digest()
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
+import optax
 
 from fedklpr_jax.config import default_config
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.data.site import Site
-from fedklpr_jax.federated import Method, Task
+from fedklpr_jax.federated import ClientData, Method, Task
 from fedklpr_jax.methods import make_method
 from fedklpr_jax.models.spec import ModelSpec
 from fedklpr_jax.tasks import supervised
@@ -40,3 +45,43 @@ def tiny_task(config: ml_collections.ConfigDict, method: Method | None = None) -
     method = method or make_method(config.method)
     union = not method.is_local("params/classifier/kernel")
     return supervised.make_task(tiny_sites(), TINY, config, union=union), method
+
+
+def toy_task(
+    targets: Sequence[Sequence[float]], *, optimizer: optax.GradientTransformation | None = None, steps: int = 1
+) -> Task:
+    """A task to compute by hand: a trunk of two weights, pulled to `targets[k]` at client k, and a classifier of one
+    weight, pulled to 10; all start at 0. `batch_stats` counts the batches trained on, and the score is the classifier.
+
+    The default optimiser is plain gradient descent; the factor on its step is 0.5, so every step halves the errors.
+    """
+    data = [ClientData(np.int32(k), np.float32(1 + k), np.full(32, k, np.int32), ()) for k in range(len(targets))]
+
+    def forward(variables, inputs, client, train, key):
+        params, count = variables["params"], variables["batch_stats"]["trunk"]["count"]
+        outputs = {"embedding": params["trunk"]["kernel"] - inputs, "logits": params["classifier"]["kernel"]}
+        return outputs, {"trunk": {"count": count + 1.0 if train else count}}
+
+    def loss(arrays, outputs, rows, client):
+        trunk = 0.5 * jnp.mean(jnp.sum(outputs["embedding"] ** 2, axis=1))
+        return trunk + 0.5 * jnp.sum((outputs["logits"] - 10.0) ** 2)
+
+    return Task(
+        name="toy",
+        arrays=jnp.array(targets, jnp.float32),
+        client_names=tuple(f"client {k}" for k in range(len(targets))),
+        clients=tuple(data),
+        init=lambda key: {
+            "params": {"trunk": {"kernel": jnp.zeros(2)}, "classifier": {"kernel": jnp.zeros(1)}},
+            "batch_stats": {"trunk": {"count": jnp.float32(0)}},
+        },
+        inputs=lambda arrays, rows: arrays[rows],
+        augment=lambda key, inputs: inputs,
+        forward=forward,
+        loss=loss,
+        score=lambda arrays, variables, client: variables["params"]["classifier"]["kernel"][0],
+        plan=lambda seed, round_, client, epochs: np.full((epochs, steps, 1), client, np.int32),
+        evaluate=lambda variables, client: {},
+        optimizer=optax.sgd(1.0) if optimizer is None else optimizer,
+        learning_rate=lambda round_: 0.5,
+    )

@@ -1,10 +1,11 @@
 """Draws people as a camera would see them: vectorised shapes with soft edges, then the camera's own faults.
 
-Every argument is a table with one row per picture, so a few thousand pictures take seconds. Nothing here is random but the
-sensor noise; who wears what, and which camera stands where, is chosen in `synthetic.py`.
+Every argument is a table with one row per picture, so a few thousand pictures take seconds. Nothing here is random but
+the sensor noise; who wears what, and which camera stands where, is chosen in `synthetic.py`.
 
-Body coordinates: y runs from 0 (top of the head) to 1 (soles), x is 0 on the body's axis, both in body heights. A body point has
-a lateral place l and a forward place f; seen under yaw it lands at x = l cos(yaw) + f sin(yaw): yaw 0 is the front, pi the back.
+Body coordinates: y runs from 0 (top of the head) to 1 (soles), x is 0 on the body's axis, both in body heights. A body
+point has a lateral place l and a forward place f; seen under yaw it lands at x = l cos(yaw) + f sin(yaw): yaw 0 is the
+front, pi the back.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class People(Table):
-    """What stays with a person. Colours float32 [n, 3] in 0..1, codes int [n] (index into the tuples above), sizes float32 [n]."""
+    """What stays with a person.
+
+    Colours are float32 [n, 3] in 0..1, codes int [n] (index into the tuples above), sizes float32 [n].
+    """
 
     stature: np.ndarray
     build: np.ndarray
@@ -68,7 +72,10 @@ class People(Table):
 
 @dataclasses.dataclass(frozen=True)
 class Cameras(Table):
-    """What stays with a camera. `gain` float32 [n, 3] is its colour cast; `yaw` in radians; `blur` 0..1; `noise` in 0..1 grey."""
+    """What stays with a camera.
+
+    `gain` float32 [n, 3] is its colour cast; `yaw` in radians; `blur` 0..1; `noise` in 0..1 grey.
+    """
 
     yaw: np.ndarray
     pitch: np.ndarray
@@ -149,7 +156,9 @@ def _wall_pattern(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         case "bricks":
             courses = v * 10
             along = u * 5 + 0.5 * (np.floor(courses) % 2)
-            return 0.7 * np.clip(np.maximum(np.abs(courses % 1 - 0.5) - 0.38, np.abs(along % 1 - 0.5) - 0.42) * 15, 0, 1)
+            return 0.7 * np.clip(
+                np.maximum(np.abs(courses % 1 - 0.5) - 0.38, np.abs(along % 1 - 0.5) - 0.42) * 15, 0, 1
+            )
         case "columns":
             return _wave(u * 1.5, 4)
         case "foliage":
@@ -170,7 +179,7 @@ def _by_kind(kinds: np.ndarray, names: tuple[str, ...], shape: tuple[int, ...], 
 
 
 class _Painter:
-    """One batch of pictures in the making: `canvas` [3, n, h, w], and `cover`, the part of each picture the figure takes."""
+    """One batch of pictures in the making: `canvas` [3, n, h, w], `cover` the part of each that the figure takes."""
 
     def __init__(self, canvas: np.ndarray, x: np.ndarray, y: np.ndarray, pixel: np.ndarray):
         self.canvas, self.x, self.y, self.pixel = canvas, x, y, pixel
@@ -203,7 +212,10 @@ def _scenery(cameras: Cameras, shots: Shots, across: np.ndarray, down: np.ndarra
     share = _by_kind(cameras.wall_kind, WALLS, shape, lambda kind, rows: _wall_pattern(kind, u[rows], v[rows]))
     picture = _rgb(cameras.wall) + share * _rgb(cameras.wall_second - cameras.wall)
     depth = 0.25 / (np.maximum(v - horizon, 0) + 0.12)
-    tiles = np.maximum(_wave(depth * 2, 6) - 0.85, _wave((across - 0.25) * depth * 5 + _col(shots.scroll) * 3, 6) - 0.85) * 6
+    tiles = (
+        np.maximum(_wave(depth * 2, 6) - 0.85, _wave((across - 0.25) * depth * 5 + _col(shots.scroll) * 3, 6) - 0.85)
+        * 6
+    )
     floor = _rgb(cameras.ground) + np.clip(tiles, 0, 1) * _rgb(cameras.ground_second - cameras.ground)
     below = np.clip((v - horizon) * 60, 0, 1)
     return picture + below * (floor * (0.8 + 0.25 * v) - picture)
@@ -264,11 +276,19 @@ def _figure(p: _Painter, who: People, shots: Shots) -> None:
         p.fill(p.limb(hip, knee, 0.06 * wide, 0.049 * one), (lower + skirt * (skin - lower)) * tone)
         stripe = (at(lateral + side * 0.035, 0), foot[1] * (1 - shorts) + shorts * 0.72)
         p.fill(
-            p.limb((at(lateral + side * 0.045, 0), hip[1]), (foot[0] + stripe[0] - hip[0], stripe[1]), 0.012 * one, 0.012 * one),
+            p.limb(
+                (at(lateral + side * 0.045, 0), hip[1]),
+                (foot[0] + stripe[0] - hip[0], stripe[1]),
+                0.012 * one,
+                0.012 * one,
+            ),
             _rgb(who.logo_colour) * tone,
             _col(who.lower_stripe) * (1 - skirt),
         )
-        p.fill(p.ellipse(foot[0] + 0.022 * s, foot[1] + 0.028, 0.034 + 0.022 * np.abs(s), 0.024 * one), _rgb(who.shoes) * tone)
+        p.fill(
+            p.ellipse(foot[0] + 0.022 * s, foot[1] + 0.028, 0.034 + 0.022 * np.abs(s), 0.024 * one),
+            _rgb(who.shoes) * tone,
+        )
 
     arm(far, 0.8)
     leg(far, 0.8)
@@ -300,7 +320,8 @@ def _figure(p: _Painter, who: People, shots: Shots) -> None:
         elif name == "bar":
             p.fill(p.box(chest, 0.27 * one, 0.085 * np.abs(c) * wide, 0.02 * one), logo_colour, shown)
     number = np.minimum(
-        p.box(0 * one, 0.27 * one, 0.05 * np.abs(c), 0.016 * one), p.box(0.02 * c, 0.33 * one, 0.018 * np.abs(c), 0.075 * one)
+        p.box(0 * one, 0.27 * one, 0.05 * np.abs(c), 0.016 * one),
+        p.box(0.02 * c, 0.33 * one, 0.018 * np.abs(c), 0.075 * one),
     )
     p.fill(number, logo_colour, _col(who.back_print) * np.clip(-3 * c - 0.6, 0, 1))
     straps = p.box(0 * one, 0.27 * one, 0.075 * np.abs(c) * wide, 0.1 * one)
@@ -313,7 +334,11 @@ def _figure(p: _Painter, who: People, shots: Shots) -> None:
 
     arm(-far, 0.94)
     bag_side = np.clip(0.75 + 2.5 * 0.5 * s, 0, 1)  # z of the person's bag side: hidden when that side is turned away
-    p.fill(p.box(shoulder_bag, 0.52 * one, 0.05 + 0.022 * np.abs(s), 0.055 * one) - 0.008, carried, has["shoulder bag"] * bag_side)
+    p.fill(
+        p.box(shoulder_bag, 0.52 * one, 0.05 + 0.022 * np.abs(s), 0.055 * one) - 0.008,
+        carried,
+        has["shoulder bag"] * bag_side,
+    )
     hand_x = at(-0.15 * wide, 0.04)
     p.fill(p.box(hand_x, 0.53 * one, 0.02 * one, 0.035 * one), carried * 0.6, has["handbag"] * bag_side)
     p.fill(p.box(hand_x, 0.60 * one, 0.052 + 0.02 * np.abs(s), 0.045 * one) - 0.008, carried, has["handbag"] * bag_side)
@@ -324,8 +349,14 @@ def _figure(p: _Painter, who: People, shots: Shots) -> None:
     crown = np.maximum(p.ellipse(nod - 0.006 * s, 0.07 * one, 0.061 * one, 0.073 * one), p.y - 0.105)
     p.fill(crown, hair, 1 - bald)
     p.fill(p.box(at(0, -0.03), 0.14 * one, 0.055 * one, 0.075 * one) - 0.01, hair, long_hair * back)
-    p.fill(p.ellipse(at(0, -0.055), 0.045 * one, 0.032 * one, 0.032 * one), hair, _col(who.hair_style == HAIR.index("bun")))
-    p.fill(p.ellipse(nod + 0.022 * s, 0.09 * one, 0.022 + 0.026 * np.clip(c, 0, 1), 0.05 * one), skin, np.clip(2.2 * c + 0.9, 0, 1))
+    p.fill(
+        p.ellipse(at(0, -0.055), 0.045 * one, 0.032 * one, 0.032 * one), hair, _col(who.hair_style == HAIR.index("bun"))
+    )
+    p.fill(
+        p.ellipse(nod + 0.022 * s, 0.09 * one, 0.022 + 0.026 * np.clip(c, 0, 1), 0.05 * one),
+        skin,
+        np.clip(2.2 * c + 0.9, 0, 1),
+    )
     eyes = p.ellipse(nod + 0.022 * s - 0.019 * c, 0.083 * one, 0.0085 * one, 0.009 * one)
     eyes = np.minimum(eyes, p.ellipse(nod + 0.022 * s + 0.019 * c, 0.083 * one, 0.0085 * one, 0.009 * one))
     p.fill(eyes, 0.12 * one[None], np.clip(3 * c - 0.5, 0, 1))
@@ -333,11 +364,19 @@ def _figure(p: _Painter, who: People, shots: Shots) -> None:
     helmet, beanie = _col(who.hat == HATS.index("helmet")), _col(who.hat == HATS.index("beanie"))
     p.fill(np.maximum(p.ellipse(nod, 0.062 * one, 0.066 * one, 0.07 * one), p.y - 0.06), hat, np.maximum(cap, beanie))
     p.fill(p.box(nod, 0.062 * one, 0.066 * one, 0.012 * one), hat * 0.75, beanie)
-    p.fill(p.ellipse(at(0, 0.07), 0.062 * one, 0.03 + 0.025 * np.abs(s), 0.013 * one), hat * 0.7, cap * np.clip(c + 0.9, 0, 1))
+    p.fill(
+        p.ellipse(at(0, 0.07), 0.062 * one, 0.03 + 0.025 * np.abs(s), 0.013 * one),
+        hat * 0.7,
+        cap * np.clip(c + 0.9, 0, 1),
+    )
     p.fill(np.maximum(p.ellipse(nod, 0.058 * one, 0.074 * one, 0.078 * one), p.y - 0.05), hat, helmet)
     p.fill(p.box(nod, 0.052 * one, 0.086 * one, 0.009 * one), hat * 0.85, helmet)
     scarf = p.box(0.01 * s, 0.163 * one, 0.062 * one, 0.022 * one) - 0.006
-    p.fill(np.minimum(scarf, p.box(at(0.03, 0.06), 0.25 * one, 0.018 * one, 0.075 * one) + 0.1 * (c < 0)), _rgb(who.scarf_colour), _col(who.scarf))
+    p.fill(
+        np.minimum(scarf, p.box(at(0.03, 0.06), 0.25 * one, 0.018 * one, 0.075 * one) + 0.1 * (c < 0)),
+        _rgb(who.scarf_colour),
+        _col(who.scarf),
+    )
 
 
 def _blur(picture: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -351,7 +390,9 @@ def _blur(picture: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return picture
 
 
-def _sensor(picture: np.ndarray, cameras: Cameras, shots: Shots, across: np.ndarray, noise: np.random.Generator) -> np.ndarray:
+def _sensor(
+    picture: np.ndarray, cameras: Cameras, shots: Shots, across: np.ndarray, noise: np.random.Generator
+) -> np.ndarray:
     """Light, cast, contrast, blur and noise of the camera; in and out float32 [3, n, h, w]."""
     light = 1 + _col(cameras.light) * (across / across.max() - 0.5)
     picture = picture * (light * _col(shots.exposure)) * _rgb(cameras.gain)
@@ -363,7 +404,9 @@ def _sensor(picture: np.ndarray, cameras: Cameras, shots: Shots, across: np.ndar
     return picture + noise.standard_normal(picture.shape, np.float32) * _col(cameras.noise)
 
 
-def _batch(who: People, cameras: Cameras, shots: Shots, height: int, width: int, noise: np.random.Generator) -> np.ndarray:
+def _batch(
+    who: People, cameras: Cameras, shots: Shots, height: int, width: int, noise: np.random.Generator
+) -> np.ndarray:
     down = ((np.arange(height, dtype=np.float32) + 0.5) / height)[None, :, None]
     # The picture is stretched to a 1:2 crop whatever its shape, as a detector's box would be.
     across = ((np.arange(width, dtype=np.float32) + 0.5) / width * 0.5)[None, None, :]
@@ -388,7 +431,9 @@ def _batch(who: People, cameras: Cameras, shots: Shots, height: int, width: int,
     return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 3, 0)
 
 
-def render(who: People, cameras: Cameras, shots: Shots, height: int, width: int, noise: np.random.Generator) -> np.ndarray:
+def render(
+    who: People, cameras: Cameras, shots: Shots, height: int, width: int, noise: np.random.Generator
+) -> np.ndarray:
     """Pictures of `who` taken by `cameras`, row by row: uint8 [n, height, width, 3], RGB.
 
     Args:

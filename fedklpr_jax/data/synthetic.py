@@ -1,7 +1,7 @@
 """A federation of made-up people: six unequal sites of drawn person crops, the same for the same seed.
 
-Each site has its own people, clothes, light and cameras, as real sites do; each camera has its own view, colour cast, sharpness
-and background, so that a match across cameras cannot be read off the raw pixels but can be learned.
+Each site has its own people, clothes, light and cameras, as real sites do; each camera has its own view, colour cast,
+sharpness and background, so that a match across cameras cannot be read off the raw pixels but can be learned.
 
     python -m fedklpr_jax.data.synthetic --show sites.png --seed 0
 """
@@ -30,7 +30,9 @@ _SEEN = 0.8  # chance that a camera sees a person at all
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What a site looks like. Colours are '#rrggbb' words in one string; `*_odds` are relative weights in the order of `render`.
+    """What a site looks like.
+
+    Colours are '#rrggbb' words in one string; `*_odds` are relative weights in the order of `render`.
 
     Attributes:
       brightness: mean exposure; `cast`: spread of the cameras' colour casts; `quality`: 0 (poor cameras) to 1 (good).
@@ -209,7 +211,9 @@ def _cameras(rng: np.random.Generator, style: Style, n: int) -> render.Cameras:
     turns = rng.permutation(n) * 2 * np.pi / n + rng.uniform(0, 2 * np.pi)
     warm = rng.standard_normal(n) * style.cast
     green = rng.standard_normal(n) * style.cast * 0.5
-    gain = np.exp(np.stack([warm, green, -warm], 1)) * (style.brightness * np.exp(0.11 * rng.standard_normal(n)))[:, None]
+    gain = (
+        np.exp(np.stack([warm, green, -warm], 1)) * (style.brightness * np.exp(0.11 * rng.standard_normal(n)))[:, None]
+    )
     poor = 1 - style.quality
     return render.Cameras(
         yaw=turns + rng.uniform(-0.3, 0.3, n),
@@ -294,16 +298,20 @@ def _make_site(seed: int, spec: SiteSpec, height: int, width: int) -> Site:
     who, cams = np.repeat(who, 2), np.repeat(cams, 2)
     other, other_cams = np.nonzero(_sightings(rng, strangers, spec.cameras))
     ids = np.concatenate([who + 1, np.zeros_like(other)])
-    gallery = pictures(np.concatenate([who, other + spec.train_ids + spec.test_ids]), ids, np.concatenate([cams, other_cams]))
+    gallery = pictures(
+        np.concatenate([who, other + spec.train_ids + spec.test_ids]), ids, np.concatenate([cams, other_cams])
+    )
     return Site(spec.name, train, query, gallery)
 
 
-def make_sites(seed: int, *, height: int = 64, width: int = 32, specs: Sequence[SiteSpec] = DEFAULT_SITES) -> list[Site]:
+def make_sites(
+    seed: int, *, height: int = 64, width: int = 32, specs: Sequence[SiteSpec] = DEFAULT_SITES
+) -> list[Site]:
     """Draws the sites of a federation; equal arguments give equal pictures.
 
-    Within a site the training people are 1..train_ids and the test people follow; no person stands in two sites. The query
-    holds one picture of each test person under each camera that saw them (at least two), the gallery two more of each and a few
-    strangers under id 0. For a site that no client uses, ask for another `SiteSpec` name.
+    Within a site the training people are 1..train_ids and the test people follow; no person stands in two sites. The
+    query holds one picture of each test person under each camera that saw them (at least two), the gallery two more of
+    each and a few strangers under id 0. For a site that no client uses, ask for another `SiteSpec` name.
 
     Args:
       seed: any whole number from 0.
@@ -317,13 +325,17 @@ def make_sites(seed: int, *, height: int = 64, width: int = 32, specs: Sequence[
       InputError: a spec, a size or the seed that cannot be drawn.
 
     >>> site, = make_sites(0, height=32, width=16, specs=[SiteSpec("pier", "summer", 2, 3, 2, 1)])
-    >>> site.name, site.train.pixels.shape[1:], sorted({int(i) for i in site.train.ids}), sorted({int(i) for i in site.query.ids})
-    ('pier', (32, 16, 3), [1, 2, 3], [4, 5])
+    >>> site.name, site.train.pixels.shape[1:]
+    ('pier', (32, 16, 3))
+    >>> sorted({int(i) for i in site.train.ids}), sorted({int(i) for i in site.query.ids})
+    ([1, 2, 3], [4, 5])
     """
     if seed < 0:
         raise InputError(f"data.seed: {seed} is not allowed; give a whole number from 0")
     if height < 16 or width < 8:
-        raise InputError(f"data.height x data.width: {height} x {width} is too small to draw a person; give at least 16 x 8")
+        raise InputError(
+            f"data.height x data.width: {height} x {width} is too small to draw a person; give at least 16 x 8"
+        )
     names = [spec.name for spec in specs]
     for spec in specs:
         _check(spec)
@@ -343,7 +355,8 @@ def contact_sheet(sites: Sequence[Site], *, people: int = 4, shots: int = 9, zoo
     for number, site in enumerate(sites):
         left, top = 12 + (number % columns) * block[0], 8 + (number // columns) * block[1]
         ids = np.unique(site.query.ids)
-        caption = f"{site.name}: {len(np.unique(site.train.ids))} people, {len(site.train)} pictures to train; {len(ids)} people to test"
+        trained = f"{len(np.unique(site.train.ids))} people, {len(site.train)} pictures to train"
+        caption = f"{site.name}: {trained}; {len(ids)} people to test"
         draw.text((left, top), caption, fill="#222222", font_size=15)
         for row, person in enumerate(ids[:people]):
             pixels, cams = (
@@ -354,13 +367,21 @@ def contact_sheet(sites: Sequence[Site], *, people: int = 4, shots: int = 9, zoo
                 tile = Image.fromarray(pixels[shot]).resize((width, height), Image.Resampling.BICUBIC)
                 place = (left + column * (width + gap), top + head + row * (height + gap))
                 page.paste(tile, place)
-                draw.text((place[0] + 3, place[1] + 1), f"c{cams[shot]}", fill="#ffffff", stroke_width=1, stroke_fill="#222222")
+                draw.text(
+                    (place[0] + 3, place[1] + 1),
+                    f"c{cams[shot]}",
+                    fill="#ffffff",
+                    stroke_width=1,
+                    stroke_fill="#222222",
+                )
     return page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the contact sheet; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m fedklpr_jax.data.synthetic", description="Look at the made-up people.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fedklpr_jax.data.synthetic", description="Look at the made-up people."
+    )
     parser.add_argument("--show", required=True, type=Path, metavar="FILE.png", help="where to write the contact sheet")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--height", type=int, default=64)
@@ -368,7 +389,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if not options.show.parent.is_dir():
-            raise InputError(f"--show: the folder {options.show.parent} does not exist; give a path in an existing folder")
+            raise InputError(
+                f"--show: the folder {options.show.parent} does not exist; give a path in an existing folder"
+            )
         sites = make_sites(options.seed, height=options.height, width=options.width)
     except InputError as error:
         print(error, file=sys.stderr)

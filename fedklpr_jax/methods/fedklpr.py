@@ -92,7 +92,8 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, prune: Any, crr: Any, bn
         decision = jnp.where(memory.recovered, pruning.DECISIONS.index("recovered"), decision)
         uploaded = pruning.apply_mask(model, mask)
         outputs = jax.lax.map(context.probe, pair(context.received, uploaded))
-        gained = divergence(*(jax.tree.map(lambda leaf, k=k: leaf[k], outputs) for k in (0, 1)), "forward")
+        before, after = ({name: leaf[k] for name, leaf in outputs.items()} for k in (0, 1))
+        gained = divergence(before, after, "forward")
         logs = {
             "density": pruning.density(mask),
             "decision": decision,
@@ -104,7 +105,9 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, prune: Any, crr: Any, bn
         return upload, client._replace(mask=mask, memory=memory._replace(recovery=recovery)), logs
 
     def aggregate(server: ServerState, uploads: Uploads, mean: Any) -> tuple[ServerState, dict[str, jax.Array]]:
-        accepted, gained = uploads.accepted, jnp.where(uploads.accepted, uploads.scalars["klaw"], 0.0)
+        accepted = uploads.accepted
+        # Rounding takes the divergence of all but equal models below 0, and `gain` would make it a negative weight.
+        gained = jnp.where(accepted, jnp.maximum(uploads.scalars["klaw"], 0.0), 0.0)
         a = aggregation.klaw(gained, sign=klaw.sign, where=accepted)
         b = aggregation.praw(1.0 - jax.vmap(pruning.density)(uploads.mask), form=praw.form)
         weights = aggregation.klpwa(a, b, form=klpwa.form, mix=klpwa.mix, cap=klpwa.cap, where=accepted)

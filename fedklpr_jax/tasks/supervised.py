@@ -189,7 +189,8 @@ def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, union: boo
 
 def _arrays(sites: Sequence[Site], held: Sequence[np.ndarray], union: bool) -> tuple[Arrays, list[int]]:
     """All training images in one place with class labels from 0 a client (or over the union), and classes a client."""
-    labels, classes = [], []
+    labels: list[np.ndarray] = []
+    classes: list[int] = []
     for site, validation in zip(sites, held, strict=True):
         own, label = np.unique(site.train.ids[~validation], return_inverse=True)
         row_labels = np.full(len(site.train), -1, np.int32)
