@@ -13,5 +13,5 @@ from fedklpr_jax.config import default_config
 def get_config() -> ConfigDict:
     """The settings of this run; `fedklpr_jax/config.py` explains every field."""
     config = default_config()
-    config.name = config.method.name = "fedprox"
+    config.method.name = "fedprox"
     return config

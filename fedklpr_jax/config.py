@@ -42,8 +42,8 @@ def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
 
 
 FIELDS: dict[str, Field] = {
-    "name": Field("fedklpr", "name of the run; results go to runs/<name>", "a name without / in it",
-                  lambda v: v not in ("", ".", "..") and "/" not in v),
+    "name": Field("", "name of the run; empty = the method's", "a name without / in it",
+                  lambda v: v not in (".", "..") and "/" not in v),
     "out": Field("", "directory of the results; empty = runs/<name>"),
     "seed": Field(0, "everything random is a function of it", *_between(0, 2**31 - 1)),
     "rounds": Field(12, "communication rounds T", *_at_least(1)),

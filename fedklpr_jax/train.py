@@ -223,9 +223,14 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
     for key, values in weights.items():
         for k, value in zip(chosen, np.asarray(values), strict=True):
             log[task.client_names[k]][key] = float(value)
-    seconds = time.monotonic() - began
-    event = {"event": "round", "round": round_, "seconds": seconds, "clients": log, "refused": refused}
-    return RunState(server, clients, ledger, state.seconds + seconds), event
+    event = {
+        "event": "round",
+        "round": round_,
+        "seconds": time.monotonic() - began,
+        "clients": log,
+        "refused": refused,
+    }
+    return state._replace(server=server, clients=clients, ledger=ledger), event
 
 
 def _density(client: ClientState) -> float:
@@ -278,7 +283,7 @@ def prepare_directory(config: ml_collections.ConfigDict, command: str) -> Path:
     Raises:
       InputError: what is in the way, and what to type instead.
     """
-    directory = Path(config.out or Path("runs") / config.name)
+    directory = Path(config.out or Path("runs") / (config.name or config.method.name))
     known = directory / "config.json"
     if (directory / "report.html").exists():
         raise InputError(
@@ -346,6 +351,11 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
     federation = make_federation(config)
     directory = prepare_directory(config, command)
     state, offset = _load_or_start(federation, directory)
+    spent = state.seconds
+
+    def timed(state: RunState) -> RunState:
+        return state._replace(seconds=spent + time.monotonic() - began)
+
     with MetricsLog.open(directory / "metrics.jsonl", offset or 0) as log:
         done = int(state.server.round)
         for note in federation.notes:
@@ -355,7 +365,6 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
         for site, data in zip(federation.sites, federation.task.clients, strict=True):
             console.line(f"  {site.name}: {int(data.images)} images to train on, {len(site.query)} queries")
         console.line(f"{'continuing after round ' + str(done) if done else 'compiling'}; results go to {directory}")
-        overhead = state.seconds - began
         with console.progress(config.rounds, done) as bar:
             if not done:
                 before, _, _ = evaluate_before(federation, state)
@@ -368,10 +377,10 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
                     before, _, _ = evaluate_before(federation, state)
                     log.write(_eval_event(before, state, "before"))
                     text += f", mAP {100 * headline(before, state.clients)['mean']['map']:.1f} %"
-                state = state._replace(seconds=overhead + time.monotonic())
+                state = timed(state)
                 _save(federation, directory, state, log)
                 bar.advance(text)
-        return _conclude(federation, state._replace(seconds=overhead + time.monotonic()), directory, log, console)
+        return _conclude(federation, timed(state), directory, log, console)
 
 
 def _round_text(event: dict[str, Any]) -> str:

@@ -48,14 +48,14 @@ def random_erase(key: jax.Array, images: jax.Array, probability: float) -> jax.A
     keys = jax.random.split(key, 5)
     area = jax.random.uniform(keys[0], (count,), minval=0.02, maxval=0.2) * height * width
     aspect = jnp.exp(jax.random.uniform(keys[1], (count,), minval=jnp.log(0.3), maxval=jnp.log(3.3)))
-    tall = jnp.minimum(jnp.sqrt(area * aspect), height - 1.0)
-    wide = jnp.minimum(jnp.sqrt(area / aspect), width - 1.0)
+    tall = jnp.round(jnp.minimum(jnp.sqrt(area * aspect), height - 1.0))
+    wide = jnp.round(jnp.minimum(jnp.sqrt(area / aspect), width - 1.0))
     corner = jax.random.uniform(keys[2], (count, 2))
-    top = jnp.floor(corner[:, 0] * (height - tall))[:, None]
-    left = jnp.floor(corner[:, 1] * (width - wide))[:, None]
+    top = jnp.floor(corner[:, 0] * (height - tall + 1))[:, None]
+    left = jnp.floor(corner[:, 1] * (width - wide + 1))[:, None]
     rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
-    inside_rows = (rows >= top) & (rows < top + jnp.round(tall)[:, None])
-    inside_columns = (columns >= left) & (columns < left + jnp.round(wide)[:, None])
+    inside_rows = (rows >= top) & (rows < top + tall[:, None])
+    inside_columns = (columns >= left) & (columns < left + wide[:, None])
     chosen = jax.random.bernoulli(keys[3], probability, (count, 1, 1))
     erased = chosen & inside_rows[:, :, None] & inside_columns[:, None, :]
     return jnp.where(erased[..., None], 0.0, images)

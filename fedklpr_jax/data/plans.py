@@ -58,53 +58,6 @@ def identity_plan(labels: np.ndarray, *, people: int, shots: int, key: Sequence[
     return plan.reshape(steps, people * shots).astype(np.int32)
 
 
-def shuffled_plan(rows: np.ndarray, *, batch: int, key: Sequence[int]) -> np.ndarray:
-    """A plain shuffled epoch; the last batch is filled with the first images of the same shuffle.
-
-    Args:
-      rows: int32 [n], the rows to visit.
-      batch: images in a batch.
-      key: whole numbers from 0, (seed, round, client, epoch).
-
-    Returns:
-      int32 [ceil(n / batch), batch].
-
-    Raises:
-      InputError: `batch` below 1.
-
-    >>> plan = shuffled_plan(np.arange(5), batch=2, key=(0, 0, 0, 0))
-    >>> plan.shape, sorted(set(plan.ravel().tolist()))
-    ((3, 2), [0, 1, 2, 3, 4])
-    """
-    if batch < 1:
-        raise InputError(f"batch: {batch} is not allowed; give a whole number from 1")
-    steps = -(-len(rows) // batch)
-    order = np.random.default_rng(list(key)).permutation(rows)
-    return np.resize(order, (steps, batch)).astype(np.int32)
-
-
-def stack_plans(plans: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """One array for clients of unequal size: short plans end in steps of row 0, which the step count leaves out.
-
-    Args:
-      plans: k plans, int32 [s_k, b], with one b.
-
-    Returns:
-      int32 [k, max(s_k), b] and int32 [k], the true step counts.
-
-    >>> stacked, steps = stack_plans([np.array([[3, 4]]), np.array([[5, 6], [7, 8]])])
-    >>> stacked.tolist(), steps.tolist()
-    ([[[3, 4], [0, 0]], [[5, 6], [7, 8]]], [1, 2])
-    """
-    steps = np.array([len(plan) for plan in plans], np.int32)
-    stacked = np.zeros((len(plans), int(steps.max()), plans[0].shape[1]), np.int32)
-    for row, plan in enumerate(plans):
-        if plan.shape[1] != stacked.shape[2]:
-            raise ValueError(f"plan {row} has batches of {plan.shape[1]}, plan 0 of {stacked.shape[2]}; use one size")
-        stacked[row, : len(plan)] = plan
-    return stacked, steps
-
-
 def _quotas(counts: np.ndarray, steps: int, every: int, extra: int, rng: np.random.Generator) -> np.ndarray:
     """How often each identity is one of the `extra` of a step: int64 [identities], in 0..steps, sum steps * extra.
 
