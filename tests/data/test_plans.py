@@ -56,8 +56,6 @@ def test_each_part_of_the_key_matters(place: int) -> None:
     assert not np.array_equal(
         identity_plan(labels, people=4, shots=2, key=key), identity_plan(labels, people=4, shots=2, key=other)
     )
-    rows = np.arange(50, dtype=np.int32)
-    assert not np.array_equal(shuffled_plan(rows, batch=8, key=key), shuffled_plan(rows, batch=8, key=other))
 
 
 @pytest.mark.parametrize("seed", range(10))
