@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -29,6 +30,8 @@ def weighted_sums(params: PyTree, masks: PyTree | None, weights: jax.Array) -> t
       masks: bool leaves [K, ...], or None where everything is kept (the second result is then one scalar a leaf).
       weights: float32 [K]. An entry of weight 0 is skipped even where its values are not finite.
     """
+    chex.assert_rank(weights, 1)
+    chex.assert_tree_shape_prefix((params, masks), (len(weights),))
     # Host arrays cannot be indexed by the scan's counter.
     params, masks, weights = jax.tree.map(jnp.asarray, (params, masks, weights))
     count = weights.shape[0]
@@ -102,6 +105,7 @@ def masked_mean(
     if isinstance(masks, list | tuple):
         masks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks)
     weights = jnp.asarray(weights, jnp.float32)
+    chex.assert_trees_all_equal_structs(params, previous)
     return mean_of_sums(weighted_sums(params, masks, weights), previous)
 
 

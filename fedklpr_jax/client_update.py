@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -87,6 +88,7 @@ class ClientUpdate(NamedTuple):
         task, method, data = self.task, self.method, inputs.data
         received = merge(inputs.message.model, inputs.client.local)
         mask = self._full_mask(training)
+        chex.assert_rank([inputs.plan, inputs.steps], [3, 0])
         plan = inputs.plan[epoch]
 
         def step(index: jax.Array, carry: tuple) -> tuple:

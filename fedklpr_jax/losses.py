@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -31,6 +32,8 @@ def kl_feature_loss(
     """
     if direction not in ("forward", "reverse"):
         raise ValueError(f"direction: {direction!r} is not known; it is 'forward' or 'reverse'")
+    chex.assert_rank(local, 2)
+    chex.assert_equal_shape([reference, local])
     first, second = (reference, local) if direction == "forward" else (local, reference)
     log_p = jax.nn.log_softmax(first.astype(jnp.float32) / temperature)
     log_q = jax.nn.log_softmax(second.astype(jnp.float32) / temperature)
@@ -55,6 +58,7 @@ def identity_cross_entropy(
       num_classes: int32 scalar, the client's true number of identities.
       smoothing: in [0, 1).
     """
+    chex.assert_rank([logits, labels], [2, 1])
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     true = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
     valid = jnp.arange(logits.shape[-1]) < num_classes
@@ -74,6 +78,7 @@ def batch_hard_triplet(features: jax.Array, labels: jax.Array, *, margin: float 
 
     Source: Hermans et al., "In defense of the triplet loss" (arXiv 1703.07737), equation 5.
     """
+    chex.assert_rank([features, labels], [2, 1])
     x = features.astype(jnp.float32)
     squared = jnp.sum(x * x, axis=-1)
     distance = jnp.sqrt(jnp.maximum(squared[:, None] + squared[None] - 2.0 * x @ x.T, 1e-12))
@@ -88,5 +93,6 @@ def batch_hard_triplet(features: jax.Array, labels: jax.Array, *, margin: float 
 
 def proximal(params: jax.typing.ArrayLike, received: jax.typing.ArrayLike) -> jax.Array:
     """`1/2 * ||params - received||^2` over two trees: float32 scalar (FedProx, Li et al. 2020, equation 2, mu = 1)."""
+    chex.assert_trees_all_equal_shapes(params, received)
     difference = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), params, received)
     return 0.5 * optax.tree.norm(difference, squared=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +124,7 @@ def magnitude_mask(
     """
     if scope not in ("global", "layer"):
         raise ValueError(f"scope: {scope!r} is not known; it is 'global' or 'layer'")
+    chex.assert_trees_all_equal_shapes(params, mask)
     weights, kept = _prunable_leaves(params, prunable), _prunable_leaves(mask, prunable)
 
     def prune(group: list[jax.Array], group_kept: list[jax.Array]) -> list[jax.Array]:
