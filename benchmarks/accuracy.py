@@ -16,6 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,14 @@ def table(results: dict[str, list[dict[str, Any]]]) -> None:
         )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, runs what is missing, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
     parser.add_argument("extra", nargs="*", help="settings for every run, after --")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     methods = options.methods.split(",")
     runs = {(m, s): finished_run(m, s, options.out, options.extra) for s in seeds for m in methods}

@@ -59,11 +59,10 @@ class ClientUpdate(NamedTuple):
         def score(model: PyTree) -> jax.Array:
             return task.score(arrays, merge(model, local), data)
 
-        def probe(model: PyTree) -> dict[str, jax.Array]:
-            images = task.inputs(arrays, data.probe)
-            return task.forward(merge(model, local), images, data, False, inputs.key)[0]
+        def probe(variables: PyTree) -> dict[str, jax.Array]:
+            return task.forward(variables, task.inputs(arrays, data.probe), data, False, inputs.key)[0]
 
-        return ClientContext(round_, inputs.message.model, data.images, score, probe)
+        return ClientContext(round_, inputs.message.model, inputs.client.local, data.images, score, probe)
 
     def start(self, model: PyTree, client: ClientState) -> Training:
         """Training of `model` with the client's local leaves and a fresh optimiser."""
@@ -89,13 +88,12 @@ class ClientUpdate(NamedTuple):
         received = merge(inputs.message.model, inputs.client.local)
         mask = self._full_mask(training)
         chex.assert_rank([inputs.plan, inputs.steps], [3, 0])
-        plan = inputs.plan[epoch]
+        plan, epoch_key = inputs.plan[epoch], jax.random.fold_in(inputs.key, epoch)
 
         def step(index: jax.Array, carry: tuple) -> tuple:
             params, stats, optimizer, total = carry
-            augment_key, train_key = jax.random.split(
-                jax.random.fold_in(inputs.key, epoch * inputs.plan.shape[1] + index)
-            )
+            # By epoch and step, not by place in the padded plan: a site alone draws what it draws in simulation.
+            augment_key, train_key = jax.random.split(jax.random.fold_in(epoch_key, index))
             rows = plan[index]
             images = task.augment(augment_key, task.inputs(arrays, rows))
 

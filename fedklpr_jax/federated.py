@@ -130,13 +130,14 @@ class ClientData(NamedTuple):
 class ClientContext(NamedTuple):
     """What a method may use at the begin and the end of a client's round.
 
-    `round` int32; `received` the model decoded from this round's download; `images` float32, n_k;
-    `score(model)` float32, validation score of a model with the client's local leaves;
-    `probe(model)` the task's outputs on D_batch (eval mode, no augmentation).
+    `round` int32; `received` the model decoded from this round's download, `received_local` the local leaves the client
+    had then; `images` float32, n_k; `score(model)` float32, validation score of a model with the client's present local
+    leaves; `probe(variables)` the task's outputs for complete variables on D_batch (eval mode, no augmentation).
     """
 
     round: jax.Array
     received: PyTree
+    received_local: PyTree
     images: jax.Array
     score: Callable[[PyTree], jax.Array]
     probe: Callable[[PyTree], Mapping[str, jax.Array]]

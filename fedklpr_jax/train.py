@@ -135,6 +135,11 @@ def make_federation(config: ml_collections.ConfigDict) -> Federation:
         devices=config.devices,
         clients=participation_count(len(sites), config.participation),
     )
+    notes += [
+        f"{name}: under 8 validation images have a match under another camera; same-camera matches count there too"
+        for name, data in zip(task.client_names, task.clients, strict=True)
+        if data.task.same_camera
+    ]
     return Federation(config, sites, engine, tuple(notes))
 
 
@@ -376,7 +381,8 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
                 if (round_ + 1) % config.eval.every == 0 and round_ + 1 < config.rounds:
                     before, _, _ = evaluate_before(federation, state)
                     log.write(_eval_event(before, state, "before"))
-                    text += f", mAP {100 * headline(before, state.clients)['mean']['map']:.1f} %"
+                    # In front, for a narrow terminal cuts the line.
+                    text = f"mAP {100 * headline(before, state.clients)['mean']['map']:.1f} %, {text}"
                 state = timed(state)
                 _save(federation, directory, state, log)
                 bar.advance(text)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from fedklpr_jax import aggregation, losses, pruning
 from fedklpr_jax.federated import ClientContext, ClientState, Message, Method, ServerState, Step, Upload, Uploads
 from fedklpr_jax.methods.fedpav import is_classifier
-from fedklpr_jax.trees import PyTree, pair
+from fedklpr_jax.trees import PyTree, merge, pair
 
 FEATURES = {"features": "embedding", "proxies": "logits"}
 
@@ -91,7 +91,9 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, prune: Any, crr: Any, bn
         )  # fmt: skip
         decision = jnp.where(memory.recovered, pruning.DECISIONS.index("recovered"), decision)
         uploaded = pruning.apply_mask(model, mask)
-        outputs = jax.lax.map(context.probe, pair(context.received, uploaded))
+        # M^{t-1} with the local leaves (statistics, classifier) it was received with, not with the trained ones.
+        received = merge(context.received, context.received_local)
+        outputs = jax.lax.map(context.probe, pair(received, merge(uploaded, client.local)))
         before, after = ({name: leaf[k] for name, leaf in outputs.items()} for k in (0, 1))
         gained = divergence(before, after, "forward")
         logs = {
