@@ -1,0 +1,86 @@
+"""The benchmarks run: their numbers are nobody's business here."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import round as benchmark
+from benchmarks import wire
+from benchmarks._common import timed_in_turn
+
+SCRIPTS = sorted(
+    path.stem for path in (Path(__file__).resolve().parents[1] / "benchmarks").glob("*.py") if path.stem[0] != "_"
+)
+
+
+def tables(text):
+    """The Markdown tables in `text`: lists of rows, each a list of cells, the head first."""
+    found = []
+    for block in text.split("\n\n"):
+        rows = [line.strip("|").split("|") for line in block.splitlines() if line.startswith("|")]
+        if rows:
+            found.append([[cell.strip() for cell in row] for row in rows if not set("".join(row)) <= {"-", ":"}])
+    return found
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_benchmark_explains_itself(name, capsys):
+    script = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"python -m benchmarks.{name}" in shown and script.__doc__.splitlines()[0] in shown
+
+
+def test_the_small_round_fills_both_tables(capsys):
+    benchmark.main(["--small"])
+    overhead, parts = tables(capsys.readouterr().out)
+    assert [row[0] for row in overhead[1:]] == ["fedpav"]
+    head, *rows = parts
+    assert len(rows) == 11 and all(len(row) == len(head) for row in rows)
+    # Only a difference may be negative, and none of the parts is as long as no time at all.
+    timed = {row[0]: float(row[1]) for row in rows if row[0] != "difference of the two"}
+    assert all(ms > 0 for ms in timed.values()), timed
+
+
+def test_the_bare_steps_do_the_work_of_a_round():
+    _, rounds = benchmark.make_rounds("fedpav", small=True)
+    task = rounds.engine.task
+    works = benchmark.round_work(rounds.engine, rounds.server, rounds.clients)
+    trained = benchmark.run_steps(
+        benchmark.bare_step(task), jax.device_put(task.arrays), works, jnp.float32(task.learning_rate(0))
+    )
+    mail = benchmark.one_mail(rounds)
+    start = jax.device_get(rounds.server.model)["params"]["trunk"]
+    for training, upload in zip(trained, mail.uploads, strict=True):
+        bare, engine, before = (
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+            for tree in (training.params["trunk"], upload.model["params"]["trunk"], start)
+        )
+        # Another batch, key or step count would set them apart by about as far as they moved.
+        assert np.linalg.norm(bare - engine) < 0.02 * np.linalg.norm(engine - before)
+
+
+def test_calls_are_timed_in_turn():
+    seen = []
+
+    def prepare(name):
+        seen.append(f"prepare {name}")
+        return lambda: seen.append(f"call {name}")
+
+    seconds = timed_in_turn({"a": lambda: prepare("a"), "b": lambda: prepare("b")}, 2)
+    assert seen == ["prepare a", "prepare b", "call a", "call b"] * 2
+    assert [len(seconds[name]) for name in "ab"] == [2, 2]
+
+
+def test_the_wire_benchmark_prints_its_tables(capsys):
+    wire.main(["0.05"])
+    sizes, changes = tables(capsys.readouterr().out)
+    assert (len(sizes), len(changes)) == (1 + len(wire.SPARSITIES), 1 + len(wire.FLIPS))

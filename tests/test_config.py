@@ -1,0 +1,99 @@
+"""Every setting, its range, and the configurations that start from the defaults."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from fedklpr_jax.config import FIELDS, default_config, flat, validate
+from fedklpr_jax.errors import InputError
+from fedklpr_jax.methods import METHODS
+
+pytestmark = pytest.mark.short
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+
+def changed(path, value):
+    config = default_config()
+    with config.unlocked(), config.ignore_type():
+        config.update_from_flattened_dict({path: value})
+    return config
+
+
+def test_the_defaults_are_valid_fresh_and_complete():
+    one, other = default_config(), default_config()
+    validate(one)
+    one.method.kll.weight = 7.0
+    assert other.method.kll.weight == FIELDS["method.kll.weight"].default
+    assert flat(other) == {path: field.default for path, field in FIELDS.items()}
+
+
+def test_every_setting_says_what_it_means_and_what_is_right():
+    for path, field in FIELDS.items():
+        assert field.meaning, path
+        free_text = isinstance(field.default, str) and field.default == ""
+        assert field.right or free_text or isinstance(field.default, bool), path
+
+
+@pytest.mark.parametrize("path", [path for path, field in FIELDS.items() if field.right])
+def test_every_limited_setting_refuses_what_is_outside(path):
+    default = FIELDS[path].default
+    bad = "no such name/" if isinstance(default, str) else type(default)(-1)
+    with pytest.raises(InputError) as caught:
+        validate(changed(path, bad))
+    assert str(caught.value) == f"config.{path}: {bad!r} is not allowed; give {FIELDS[path].right}"
+    if isinstance(default, float):
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(InputError, match="is not allowed"):
+                validate(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("rounds", True, "config.rounds: True is not allowed; give a int"),
+        ("rounds", 2.0, "config.rounds: 2.0 is not allowed; give a int"),
+        ("data.flip", "often", "config.data.flip: 'often' is not allowed; give a float"),
+        ("eval.rerank", 1, "config.eval.rerank: 1 is not allowed; give a bool"),
+        ("name", "a/b", "config.name: 'a/b' is not allowed; give a name without / in it"),
+        ("name", "..", "config.name: '..' is not allowed; give a name without / in it"),
+        ("participation", 1.5, "config.participation: 1.5 is not allowed; give a share of at most 1"),
+        ("data.source", "folder", "config.data.root: empty; the folder source needs the directory that holds the"),
+        ("method.nonsense", 1, "config.method.nonsense: there is no such setting"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(path, value, message):
+    with pytest.raises(InputError) as caught:
+        validate(changed(path, value))
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_a_missing_setting_is_named_with_its_default():
+    config = default_config()
+    del config.method.prune.target
+    with pytest.raises(InputError, match=r"^config\.method\.prune\.target: missing; its default is "):
+        validate(config)
+
+
+def test_whole_numbers_do_where_a_float_is_wanted():
+    validate(changed("data.flip", 1))
+    validate(changed("participation", 1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_experiment(name):
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    validate(config)
+    assert config.method.name == name
+    assert f"experiments/{name}.py" in module.__doc__
+
+
+def test_the_methods_of_the_configuration_are_those_there_are():
+    allowed = FIELDS["method.name"].right.removeprefix("one of ").split(", ")
+    assert sorted(allowed) == sorted(METHODS)
