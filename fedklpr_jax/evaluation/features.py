@@ -50,7 +50,8 @@ def evaluate_features(
       InputError: no query has a match under another camera, or a feature is not finite.
     """
     distances = euclidean_distances(query_features, gallery_features)
-    if rerank_lists:
+    # A diverged model has distances that are not finite; it is ranked as it is, last.
+    if rerank_lists and np.isfinite(distances).all():
         distances = rerank(
             distances,
             euclidean_distances(query_features, query_features),
