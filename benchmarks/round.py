@@ -299,10 +299,10 @@ def parts_table(config: Any, ours: Rounds, plain: Rounds, repetitions: int) -> N
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=0, help="measurements of each call (default: 7, small: 1)")
+    parser.add_argument("--pairs", type=int, help="measurements of each call (default: 7, small: 1)")
     parser.add_argument("--small", action="store_true", help="two small sites, in seconds; its numbers mean nothing")
     options = parser.parse_args(arguments)
-    if options.pairs < 0:
+    if options.pairs is not None and options.pairs < 1:
         parser.error("--pairs takes a whole number from 1")
     pairs = options.pairs or (1 if options.small else 7)
 
