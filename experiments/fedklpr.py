@@ -2,9 +2,9 @@
 
     python experiments/run.py --config=experiments/fedklpr.py
 
-Six unequal drawn sites, 64 x 32 pixels, 12 rounds of 2 local epochs. Measured on two cores without a GPU: 2 min 17 s with
-nothing compiled before, 2.2 GiB of memory; mean mAP 54.5 % before and 60.2 % after local fine-tuning at density 0.40;
-47.8 % of the bytes saved (seed 0; three seeds in the README). Another number of cores changes the digits.
+Six unequal drawn sites, 64 x 32 pixels, 12 rounds of 2 local epochs. Measured on two cores without a GPU: 2 min 17 s
+with nothing compiled before, 2.2 GiB of memory; mean mAP 54.5 % before and 60.2 % after local fine-tuning at density
+0.40; 47.8 % of the bytes saved (seed 0; three seeds in the README). Another number of cores changes the digits.
 """
 
 from ml_collections import ConfigDict
