@@ -33,7 +33,7 @@ from fedklpr_jax.simulation import (
 
 # Settings that may differ between the runs before and after an interruption: they change no number.
 FREE = frozenset({"out", "name", "compilation_cache", "data.cache", "checkpoint.keep"})
-SHOWN_QUERIES = 6
+SHOWN_QUERIES = 3
 
 
 def fingerprint(config: ml_collections.ConfigDict) -> str:
