@@ -1,16 +1,22 @@
-"""What the benchmarks share: the machine in one line, Markdown tables, and calls timed in turn."""
+"""What the benchmarks share: the machine in one line, Markdown tables, runs on disk, and calls timed in turn."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from fedklpr_jax.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
 Prepare = Callable[[], Callable[[], Any]]
 
 
@@ -35,15 +41,61 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def markdown_row(*cells: object) -> str:
+    """One row of a Markdown table.
+
+    >>> markdown_row("a", 1)
+    '| a | 1 |'
+    """
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def markdown_header(*names: str) -> str:
+    """The head of a Markdown table, two lines: the first column to the left, numbers to the right."""
+    return f"{markdown_row(*names)}\n|---|" + "---:|" * (len(names) - 1)
+
+
 def print_row(*cells: object) -> None:
     """One row of a Markdown table, shown at once."""
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+    print(markdown_row(*cells), flush=True)
 
 
 def print_header(*names: str) -> None:
-    """The head of a Markdown table: the first column to the left, numbers to the right."""
-    print_row(*names)
-    print("|---|" + "---:|" * (len(names) - 1), flush=True)
+    """The head of a Markdown table, shown at once."""
+    print(markdown_header(*names), flush=True)
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and sample standard deviation; of one value just the value, of none a dash.
+
+    >>> spread([1.0, 3.0]), spread([2.0]), spread([])
+    ('2.0 ± 1.4', '2.0', '-')
+    """
+    if not values:
+        return "-"
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def run_command(*settings: str) -> list[str]:
+    """The command line of a run with this Python, whatever the working directory."""
+    return [sys.executable, str(ROOT / "experiments" / "run.py"), *settings]
+
+
+def finished_summary(directory: Path) -> dict[str, Any] | None:
+    """`summary.json` of a finished run, None for one that is missing or broke off.
+
+    The report is written last, so it tells that all the rest is there.
+
+    Raises:
+      InputError: there is a report, but no readable summary.
+    """
+    if not (directory / "report.html").exists():
+        return None
+    try:
+        return json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory / 'summary.json'}: cannot be read; delete the run: rm -r {directory}") from error
 
 
 def again(call: Callable[[], Any]) -> Prepare:

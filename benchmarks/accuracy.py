@@ -13,7 +13,6 @@ bytes as a share of FedPAV's, paired by seed, with a bootstrap interval over que
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,30 +21,25 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import machine, print_header, print_row
+from benchmarks._common import ROOT, finished_summary, machine, print_header, print_row, run_command, spread
 from fedklpr_jax.evaluation.bootstrap import paired_ratio_interval
 
-ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("fedklpr", "fedpav", "fedavg", "fedprox", "local")
 
 
 def finished_run(method: str, seed: int, out: Path, extra: list[str]) -> dict[str, Any]:
     """`summary.json` of one run, made first if it is not there."""
     directory = out / f"{method}-{seed}"
-    if not (directory / "report.html").exists():
-        command = [
-            sys.executable, str(ROOT / "experiments" / "run.py"), f"--config={ROOT / 'experiments' / method}.py",
-            f"--config.out={directory}", f"--config.seed={seed}", *extra,
-        ]  # fmt: skip
+    summary = finished_summary(directory)
+    if summary is None:
         print(f"{method}, seed {seed}", file=sys.stderr, flush=True)
+        command = run_command(
+            f"--config={ROOT / 'experiments' / method}.py", f"--config.out={directory}", f"--config.seed={seed}", *extra
+        )
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return json.loads((directory / "summary.json").read_text())
-
-
-def spread(values: list[float], digits: int = 1) -> str:
-    """Mean and sample standard deviation."""
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+        summary = finished_summary(directory)
+        assert summary is not None, f"{directory}: a run that ended well left no report"
+    return summary
 
 
 def precisions(summary: dict[str, Any]) -> list[np.ndarray]:

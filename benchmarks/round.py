@@ -29,11 +29,12 @@ import optax
 
 from benchmarks._common import Prepare, again, machine, print_header, print_row, timed_in_turn
 from fedklpr_jax import exchange, losses, pruning
-from fedklpr_jax.config import default_config
+from fedklpr_jax.config import default_config, resolved
 from fedklpr_jax.federated import ClientState, Message, ServerState, Task, Upload
 from fedklpr_jax.methods import make_method
+from fedklpr_jax.metrics import Console
 from fedklpr_jax.models.spec import ModelSpec
-from fedklpr_jax.round import Engine, client_key, make_engine, round_inputs, simulate, stack_uploads, start
+from fedklpr_jax.round import Engine, client_key, make_engine, rates, round_inputs, simulate, stack_uploads, start
 from fedklpr_jax.simulation import load_sites, make_federation
 from fedklpr_jax.tasks import supervised
 from fedklpr_jax.trees import merge, unstack
@@ -64,8 +65,10 @@ def make_rounds(method: str, small: bool) -> tuple[Any, Rounds]:
     config = default_config()
     config.method.name = method
     config.devices = 1
+    config.task.name = "supervised"
+    config = resolved(config)
     if not small:
-        return config, Rounds(make_federation(config).engine)
+        return config, Rounds(make_federation(config, Console()).engine)
     config.update_from_flattened_dict(SMALL)
     chosen = make_method(config.method)
     sites, _ = load_sites(config)
@@ -165,7 +168,7 @@ def bare_steps(rounds: Rounds) -> Prepare:
 
     def prepare() -> Callable[[], Any]:
         works = round_work(rounds.engine, rounds.server, rounds.clients)
-        rate = jnp.float32(task.learning_rate(int(rounds.server.round)))
+        rate = jnp.float32(task.learning_rate(int(rounds.server.round), 0))
         jax.block_until_ready(works)
         return lambda: run_steps(step, arrays, works, rate)
 
@@ -186,7 +189,7 @@ def one_mail(rounds: Rounds) -> Mail:
     round_ = int(rounds.server.round)
     messages = [jax.device_get(engine.download(rounds.server, np.int32(k))) for k in everyone]
     inputs = round_inputs(engine, messages, rounds.clients, everyone, seed=SEED, round_=round_)
-    uploads, _, _ = engine.update(round_, engine.task.learning_rate(round_), inputs)
+    uploads, _, _ = engine.update(round_, rates(engine.task, round_, engine.epochs), inputs)
     return Mail(rounds.clients, messages, unstack(uploads, len(rounds.clients)))
 
 

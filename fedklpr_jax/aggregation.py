@@ -120,6 +120,17 @@ def image_weights(images: jax.Array, accepted: jax.Array) -> jax.Array:
     return jnp.where(accepted, normalised(jnp.where(accepted, images, 0.0)), 0.0)
 
 
+def distance_weights(moved: jax.Array, by_images: jax.Array) -> jax.Array:
+    """CDW, cosine distance weights `d_k / sum d`; the `by_images` weights where no client moved. float32 [K].
+
+    Source: FedReID (Zhuang et al., ACM MM 2020); FedCAPR takes the distance between features.
+
+    >>> distance_weights(jnp.array([1., 3.]), jnp.array([.5, .5])).tolist()
+    [0.25, 0.75]
+    """
+    return jnp.where(jnp.sum(moved) > 1e-12, normalised(moved), by_images)
+
+
 def klaw(divergences: jax.Array, *, sign: str = "align", where: jax.Array | None = None) -> jax.Array:
     """KL aggregation weights from `a_k = mean KL(P_{M^{t-1}} || P_{M^t})`: float32 [K], not normalised.
 

@@ -1,6 +1,8 @@
-"""One client's round as three pure stages: `begin -> E x train_epoch -> finish`.
+"""One client's round as pure stages: `begin -> E x (embed, label, train_epoch) -> finish`.
 
-The same functions are mapped over simulated clients (`round.py`) and run alone at a camera site.
+The same functions are mapped over simulated clients (`round.py`) and run alone at a camera site. Where the data has its
+labels there is nothing to embed; where a task makes its own, they are assigned on the host between the compiled stages,
+or by a traced function inside `update`, which is then the whole client round as one function.
 """
 
 from __future__ import annotations
@@ -12,16 +14,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedklpr_jax.federated import ClientContext, ClientData, ClientState, Message, Method, Step, Task, Upload
+from fedklpr_jax.federated import ClientContext, ClientData, ClientState, Epoch, Message, Method, Step, Task, Upload
 from fedklpr_jax.pruning import apply_mask
 from fedklpr_jax.trees import PyTree, merge, split
+
+# Beside the steps of an epoch, which draw by their number.
+SAMPLER = 2**31 - 1
 
 
 class RoundInputs(NamedTuple):
     """What one client needs for a round (a leading axis [K] on every leaf when stacked).
 
     `message` its download, decoded; `client` its state; `data` its `ClientData`; `plan` int32 [epochs, steps, batch];
-    `steps` int32, how many of the plan's steps are its own (the rest is padding); `key` its random key of the round.
+    `steps` int32, how many of the plan's steps are its own (the rest is padding; 0 = a client that only fills a place);
+    `key` its random key of the round.
     """
 
     message: Message
@@ -33,28 +39,39 @@ class RoundInputs(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What flows from stage to stage: the complete variables in training, the optimiser's and the client's state, and
-    the mean loss of the last epoch (float32)."""
+    """What flows from stage to stage: the complete variables in training, the optimiser's and the client's state, the
+    task's `memory`, and of the last epoch the mean `loss` (float32) and the number of `steps` (int32)."""
 
     variables: PyTree
     optimizer: PyTree
     client: ClientState
+    memory: PyTree
     loss: jax.Array
+    steps: jax.Array
+
+
+class Found(NamedTuple):
+    """What an epoch's labels are: `features` float32 [points, d] they were made from, and the `labels`."""
+
+    features: jax.Array
+    labels: PyTree
 
 
 class ClientUpdate(NamedTuple):
-    """The three stages and a context for them, bound to a task and a method. All pure, traceable, vmap-safe.
+    """The stages and a context for them, bound to a task and a method. All pure, traceable, vmap-safe.
 
-    `start(arrays, round, model, inputs) -> Training` sets up training of a model as it is (the personalised model's
-    extra epochs); `begin` lets the method prepare it first.
+    `start(inputs, model, client)` sets up training of a model as it is (the personalised model's extra epochs); `begin`
+    lets the method prepare it first. `rates` are float32 [E], a factor on the step size for every local epoch.
     """
 
     task: Task
     method: Method
 
-    def context(self, arrays: PyTree, round_: jax.Array, inputs: RoundInputs, local: PyTree) -> ClientContext:
-        """The tools a method gets, over the client's `local` leaves."""
-        task, data = self.task, inputs.data
+    def context(
+        self, arrays: PyTree, round_: jax.Array, inputs: RoundInputs, data: ClientData, local: PyTree
+    ) -> ClientContext:
+        """The tools a method gets, over the client's `local` leaves and the labels and memory of `data`."""
+        task = self.task
 
         def score(model: PyTree) -> jax.Array:
             return task.score(arrays, merge(model, local), data)
@@ -64,40 +81,65 @@ class ClientUpdate(NamedTuple):
 
         return ClientContext(round_, inputs.message.model, inputs.client.local, data.images, score, probe)
 
-    def start(self, model: PyTree, client: ClientState) -> Training:
+    def start(self, inputs: RoundInputs, model: PyTree, client: ClientState) -> Training:
         """Training of `model` with the client's local leaves and a fresh optimiser."""
         variables = merge(model, client.local)
-        return Training(variables, self.task.optimizer.init(variables["params"]), client, jnp.float32(0))
+        memory = self.task.labelling.blank if self.task.labelling else ()
+        memory = jax.tree.map(jnp.asarray, memory)
+        return Training(
+            variables, self.task.optimizer.init(variables["params"]), client, memory, jnp.float32(0), jnp.int32(0)
+        )
 
     def begin(self, arrays: PyTree, round_: jax.Array, inputs: RoundInputs) -> Training:
-        """Stage 1: what the method makes of the download."""
-        context = self.context(arrays, round_, inputs, inputs.client.local)
-        return self.start(*self.method.begin(inputs.client, context))
+        """First stage: what the method makes of the download."""
+        data = inputs.data._replace(labels=inputs.client.labels)
+        context = self.context(arrays, round_, inputs, data, inputs.client.local)
+        return self.start(inputs, *self.method.begin(inputs.client, context))
+
+    def personalised(self, inputs: RoundInputs) -> Training:
+        """Start of training the model this client ends with."""
+        return self.start(inputs, self.method.personalise(inputs.message, inputs.client), inputs.client)
+
+    def embed(self, arrays: PyTree, inputs: RoundInputs, training: Training) -> jax.Array:
+        """What the next epoch's labels are made from: float32 [points, d]."""
+        labelling = self.task.labelling
+        assert labelling, f"task {self.task.name} has its labels"
+        return labelling.embed(arrays, training.variables, inputs.data)
 
     def train_epoch(
         self,
         arrays: PyTree,
         round_: jax.Array,
         learning_rate: jax.Array,
+        epoch: jax.Array,
         inputs: RoundInputs,
         training: Training,
-        epoch: jax.Array,
+        found: Found | None = None,
     ) -> Training:
-        """Stage 2: one local epoch under the client's mask; the trip count is the client's own (no padding steps)."""
-        task, method, data = self.task, self.method, inputs.data
+        """One local epoch under the client's mask; the trip count is the client's own (no padding steps)."""
+        task, method = self.task, self.method
         received = merge(inputs.message.model, inputs.client.local)
         mask = self._full_mask(training)
         chex.assert_rank([inputs.plan, inputs.steps], [3, 0])
-        plan, epoch_key = inputs.plan[epoch], jax.random.fold_in(inputs.key, epoch)
+        epoch_key = jax.random.fold_in(inputs.key, epoch)
+        if found is None:
+            work, labels = Epoch(inputs.plan[epoch], inputs.steps, ()), ()
+        else:
+            assert task.labelling
+            labels = found.labels
+            key = jax.random.fold_in(epoch_key, SAMPLER)
+            work = task.labelling.prepare(arrays, found.features, labels, inputs.data, key)
+            work = work._replace(steps=jnp.where(inputs.steps > 0, work.steps, 0))
 
         def step(index: jax.Array, carry: tuple) -> tuple:
-            params, stats, optimizer, total = carry
+            params, stats, optimizer, memory, total = carry
+            data = inputs.data._replace(labels=labels, memory=memory)
             # By epoch and step, not by place in the padded plan: a site alone draws what it draws in simulation.
             augment_key, train_key = jax.random.split(jax.random.fold_in(epoch_key, index))
-            rows = plan[index]
+            rows = work.plan[index]
             images = task.augment(augment_key, task.inputs(arrays, rows))
 
-            def objective(params: PyTree) -> tuple[jax.Array, PyTree]:
+            def objective(params: PyTree) -> tuple[jax.Array, tuple]:
                 outputs, new_stats = task.forward(
                     {"params": params, "batch_stats": stats}, images, data, True, train_key
                 )
@@ -111,66 +153,69 @@ class ClientUpdate(NamedTuple):
                         lambda: task.forward(received, images, data, False, train_key)[0],
                     )
                 )
-                return task.loss(arrays, outputs, rows, data) + penalty, new_stats
+                return task.loss(arrays, outputs, rows, data) + penalty, (new_stats, outputs)
 
-            (loss, stats), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+            (loss, (stats, outputs)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
             updates, optimizer = task.optimizer.update(apply_mask(gradients, mask), optimizer, params)
             updates = jax.tree.map(lambda u: learning_rate * u, updates)
-            return apply_mask(optax.apply_updates(params, updates), mask), stats, optimizer, total + loss
+            params = apply_mask(optax.apply_updates(params, updates), mask)
+            return params, stats, optimizer, task.remember(outputs, rows, data), total + loss
 
         variables = training.variables
-        carry = (variables["params"], variables.get("batch_stats", {}), training.optimizer, jnp.float32(0))
-        params, stats, optimizer, total = jax.lax.fori_loop(0, inputs.steps, step, carry)
+        carry = (
+            variables["params"], variables.get("batch_stats", {}), training.optimizer, work.memory, jnp.float32(0)
+        )  # fmt: skip
+        params, stats, optimizer, memory, total = jax.lax.fori_loop(0, work.steps, step, carry)
         model, local = split({"params": params, "batch_stats": stats}, method.is_local)
-        client = training.client._replace(local=local)
-        context = self.context(arrays, round_, inputs, local)
+        client = training.client._replace(local=local, labels=labels)
+        context = self.context(arrays, round_, inputs, inputs.data._replace(labels=labels, memory=memory), local)
         model, client = method.on_epoch_end(model, client, context, epoch)
-        return Training(merge(model, client.local), optimizer, client, total / jnp.maximum(inputs.steps, 1))
+        steps = jnp.asarray(work.steps, jnp.int32)
+        return Training(merge(model, client.local), optimizer, client, memory, total / jnp.maximum(steps, 1), steps)
 
     def finish(
         self, arrays: PyTree, round_: jax.Array, inputs: RoundInputs, training: Training
     ) -> tuple[Upload, ClientState, dict[str, jax.Array]]:
-        """Stage 3: prune, weigh, make the upload. Logs hold `loss` and what the method adds."""
+        """Last stage: prune, weigh, make the upload. Logs hold `loss` and what the method adds."""
         model, local = split(training.variables, self.method.is_local)
         client = training.client._replace(local=local)
-        context = self.context(arrays, round_, inputs, local)
+        data = inputs.data._replace(labels=client.labels, memory=training.memory)
+        context = self.context(arrays, round_, inputs, data, local)
         upload, client, logs = self.method.finish(model, client, context)
         return upload, client, {"loss": training.loss, **logs}
 
     def epochs(
-        self,
-        arrays: PyTree,
-        round_: jax.Array,
-        learning_rate: jax.Array,
-        inputs: RoundInputs,
-        training: Training,
-    ) -> Training:
-        """All epochs of the plan, as one loop."""
-        return jax.lax.fori_loop(
-            0,
-            inputs.plan.shape[0],
-            lambda epoch, state: self.train_epoch(arrays, round_, learning_rate, inputs, state, epoch),
-            training,
-        )
+        self, arrays: PyTree, round_: jax.Array, rates: jax.Array, inputs: RoundInputs, training: Training
+    ) -> tuple[Training, dict[str, PyTree]]:
+        """All epochs as one loop; with labels made on the way also these, [E, ...], and the `steps` [E] of each."""
+        labelling = self.task.labelling
+
+        def one(training: Training, now: tuple[jax.Array, jax.Array]) -> tuple[Training, dict[str, PyTree]]:
+            epoch, rate = now
+            if labelling is None:
+                return self.train_epoch(arrays, round_, rate, epoch, inputs, training), {}
+            features = self.embed(arrays, inputs, training)
+            labels = labelling.assign(features, inputs.data)
+            training = self.train_epoch(arrays, round_, rate, epoch, inputs, training, Found(features, labels))
+            return training, {"labels": labels, "steps": training.steps}
+
+        return jax.lax.scan(one, training, (jnp.arange(len(rates)), rates))
 
     def update(
-        self, arrays: PyTree, round_: jax.Array, learning_rate: jax.Array, inputs: RoundInputs
+        self, arrays: PyTree, round_: jax.Array, rates: jax.Array, inputs: RoundInputs
     ) -> tuple[Upload, ClientState, dict[str, jax.Array]]:
         """The whole client round as one function."""
         training = self.begin(arrays, round_, inputs)
-        training = self.epochs(arrays, round_, learning_rate, inputs, training)
-        return self.finish(arrays, round_, inputs, training)
+        training, made = self.epochs(arrays, round_, rates, inputs, training)
+        upload, client, logs = self.finish(arrays, round_, inputs, training)
+        return upload, client, logs | made
 
-    def fine_tune(
-        self, arrays: PyTree, round_: jax.Array, learning_rate: jax.Array, inputs: RoundInputs
-    ) -> PyTree:
-        """The "after" of every table: the personalised model after the plan's epochs under its mask, not uploaded.
+    def fine_tune(self, arrays: PyTree, round_: jax.Array, rates: jax.Array, inputs: RoundInputs) -> PyTree:
+        """The "after" of every table: the personalised model after E epochs under its mask, not uploaded.
 
         Returns complete variables.
         """
-        model = self.method.personalise(inputs.message, inputs.client)
-        training = self.start(model, inputs.client)
-        return self.epochs(arrays, round_, learning_rate, inputs, training).variables
+        return self.epochs(arrays, round_, rates, inputs, self.personalised(inputs))[0].variables
 
     def _full_mask(self, training: Training) -> PyTree | None:
         """The client's mask over all parameters in training, local ones kept; None for dense methods."""

@@ -1,6 +1,7 @@
 """Every setting of a run: name, default, range, meaning. `experiments/*.py` start from `default_config()`.
 
-Marks: [S] stated by the method's paper or its authors' code; [C] our choice where the public text gives none.
+Marks: [S] stated by the method's paper or its authors' code; [C] our choice where the public text gives none. Where the
+tasks need different values a setting is empty until `resolved` gives it the one of `task.name`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,26 @@ from fedklpr_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A setting: its default, what it means, and a test of its value with the words for what would be right."""
+    """A setting: its default (a `ByTask` where tasks differ), what it means, and a test of its value with the words for
+    what would be right."""
 
     default: Any
     meaning: str
     right: str = ""
     test: Callable[[Any], bool] = lambda value: True
+
+    @property
+    def type(self) -> type:
+        """What a value of this setting must be."""
+        return type(self.default.supervised if isinstance(self.default, ByTask) else self.default)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByTask:
+    """The defaults of a setting in which the tasks differ; attributes are named like the tasks."""
+
+    supervised: Any
+    unsupervised: Any
 
 
 def _at_least(low: float) -> tuple[str, Callable[[Any], bool]]:
@@ -35,6 +50,13 @@ def _between(low: float, high: float) -> tuple[str, Callable[[Any], bool]]:
 
 def _above(low: float) -> tuple[str, Callable[[Any], bool]]:
     return f"a number above {low:g}", lambda value: math.isfinite(value) and value > low
+
+
+def _copies(value: str) -> bool:
+    pairs = [entry.strip().rpartition(":") for entry in value.split(",")]
+    return all(
+        bool(name) == bool(colon) and count.isdecimal() and 1 <= int(count) <= 100 for name, colon, count in pairs
+    )
 
 
 def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
@@ -56,6 +78,8 @@ FIELDS: dict[str, Field] = {
     "data.height": Field(64, "image height in pixels", *_between(16, 1024)),
     "data.width": Field(32, "image width in pixels", *_between(16, 1024)),
     "data.cache": Field("", "folder source: directory for decoded pictures; empty = the user's cache directory"),
+    "data.copies": Field("2", "unsupervised: IDE, how often each picture counts, so that a person has about 20 [S]",
+                         "a count from 1 to 100, or one for all and those of clients, such as 2,viper:10", _copies),
     "data.flip": Field(0.5, "probability of mirroring a training image", *_between(0, 1)),
     "data.pad": Field(4, "pixels a training image is shifted by at most", *_between(0, 64)),
     "data.erase": Field(0.3, "probability of erasing a rectangle of a training image", *_between(0, 1)),
@@ -67,20 +91,40 @@ FIELDS: dict[str, Field] = {
                          *_one_of("float32", "bfloat16")),
     "model.convolution": Field("auto", "patches + matmul, XLA's own, or what suits the backend",
                                *_one_of("auto", "patches", "stock")),
-    "task.name": Field("supervised", "the learning problem", *_one_of("supervised")),
-    "task.people": Field(8, "P: identities in a batch", *_at_least(2)),
+    "model.weights": Field(ByTask("random", "synthetic"), "where the trunk starts: random, synthetic (trained with "
+                           "labels on drawn sites of no client, cached), or a weight file (.npz)",
+                           "random, synthetic or the path of an .npz file",
+                           lambda v: v in ("random", "synthetic") or v.endswith(".npz")),
+    "task.name": Field("unsupervised", "the learning problem", *_one_of("supervised", "unsupervised")),
+    "task.people": Field(8, "P: identities, or proxies, in a batch", *_at_least(2)),
     "task.shots": Field(4, "K: images of each of them", *_at_least(2)),
-    "task.smoothing": Field(0.1, "label smoothing of the identity loss", *_between(0, 0.99)),
-    "task.identity": Field(1.0, "weight of the identity cross-entropy; 0 switches it off", *_at_least(0)),
-    "task.triplet": Field(1.0, "weight of the batch-hard triplet loss; 0 switches it off", *_at_least(0)),
-    "task.margin": Field(0.3, "margin of the triplet loss", *_at_least(0)),
+    "task.smoothing": Field(0.1, "supervised: label smoothing of the identity loss", *_between(0, 0.99)),
+    "task.identity": Field(1.0, "supervised: weight of the identity cross-entropy; 0 switches it off", *_at_least(0)),
+    "task.triplet": Field(1.0, "supervised: weight of the batch-hard triplet loss; 0 switches it off", *_at_least(0)),
+    "task.margin": Field(0.3, "supervised: margin of the triplet loss", *_at_least(0)),
+    "cluster.k1": Field(20, "pseudo labels: neighbours that make the reciprocal sets [S]", *_between(1, 1000)),
+    "cluster.k2": Field(6, "pseudo labels: neighbours whose encodings are averaged [S]", *_between(1, 1000)),
+    "cluster.eps": Field(0.5, "pseudo labels: radius of DBSCAN on the Jaccard distance [S]", *_between(0, 1)),
+    "cluster.min_samples": Field(4, "pseudo labels: neighbours, itself included, of a core point [S]", *_at_least(1)),
+    "cluster.where": Field("auto", "clustering inside the compiled round, on the host, or the faster one here",
+                           *_one_of("auto", "host", "traced")),
+    "contrast.intra": Field(0.6, "weight of the contrast within the own camera [S]", *_at_least(0)),
+    "contrast.inter": Field(0.7, "weight of the contrast across cameras [S]", *_at_least(0)),
+    "contrast.online": Field(0.0, "weight of the online association (O2CAP); 0 switches it off", *_at_least(0)),
+    "contrast.temperature": Field(0.07, "tau of both contrasts [S]", *_above(0)),
+    "contrast.negatives": Field(50, "most similar other proxies that a sample is set against [S]", *_at_least(1)),
+    "contrast.momentum": Field(0.2, "share a proxy keeps when a sample moves it [S]", *_between(0, 1)),
     "optimizer.name": Field("adam", "local optimiser, started afresh every round", *_one_of("adam", "sgd")),
-    "optimizer.learning_rate": Field(4e-3, "step size", *_above(0)),
+    "optimizer.learning_rate": Field(ByTask(4e-3, 1e-3), "step size", *_above(0)),
     "optimizer.momentum": Field(0.9, "momentum of sgd (Nesterov)", *_between(0, 0.9999)),
     "optimizer.weight_decay": Field(5e-4, "added to the gradient as L2", *_at_least(0)),
     "optimizer.backbone": Field(1.0, "factor on the step size of the trunk (FedReID: 0.1)", *_above(0)),
     "optimizer.decay_from": Field(0.67, "share of the rounds after which the step size falls", *_between(0, 1)),
     "optimizer.decay": Field(0.2, "factor it falls by", *_between(0, 1)),
+    "last.epochs": Field(0, "local epochs of the last round; 0 = as in the others [S FedCAPR: 50]", *_at_least(0)),
+    "last.warmup": Field(5, "first epochs of a long last round, in which the step size rises [S]", *_at_least(0)),
+    "last.decay_every": Field(20, "epochs of a long last round after which the step size falls to a tenth [S]",
+                              *_at_least(1)),
     "client_map": Field("map", "how clients are mapped", *_one_of("map", "vmap", "pmap", "loop")),
     "client_chunk": Field(0, "vmap: clients at once; 0 = all", *_at_least(0)),
     "devices": Field(0, "devices that share the clients; 0 = all", *_at_least(0)),
@@ -90,8 +134,10 @@ FIELDS: dict[str, Field] = {
     "eval.average_precision": Field("standard", "the usual AP, or FedReID's", *_one_of("standard", "trapezoidal")),
     "checkpoint.keep": Field(2, "checkpoints kept", *_at_least(1)),
     "compilation_cache": Field("", "directory for compiled programs; empty = the user's cache directory"),
-    "method.name": Field("fedklpr", "the method", *_one_of("fedklpr", "fedavg", "fedpav", "fedprox", "local")),
+    "method.name": Field("fedklpr", "the method",
+                         *_one_of("fedklpr", "fedcapr", "fedavg", "fedpav", "fedprox", "local")),
     "method.prox.mu": Field(0.01, "FedProx: weight of the proximal term", *_at_least(0)),
+    "method.capr.weight": Field(0.13, "FedCAPR: weight of the cosine penalty [S]", *_at_least(0)),
     # 0.22 makes d L_KL about 0.13 (1 - cos), FedCAPR's penalty, at the start of round 1.
     "method.kll.weight": Field(0.22, "[C] d, weight of the KL loss [S: L = L_base + d L_KL]", *_at_least(0)),
     "method.kll.temperature": Field(1.0, "[C] T of the softmax over features, KLL and KLAW", *_above(0)),
@@ -100,13 +146,15 @@ FIELDS: dict[str, Field] = {
                               *_one_of("features", "proxies")),
     "method.kll.reference": Field("personalised", "[C] the frozen model: the masked download, or the dense global one",
                                   *_one_of("personalised", "global")),
-    "method.klaw.sign": Field("align", "[C] prefer clients near the received model, or those that gained most",
-                              *_one_of("align", "gain")),
+    "method.klaw.sign": Field("align", "[C] prefer clients near the received model, those that gained most, "
+                              "or none (then n_k)", *_one_of("align", "gain", "none")),
     "method.praw.form": Field("compact", "[C] 1/(1-r), 1-r, or no pruning weight",
                               *_one_of("compact", "dense", "none")),
     "method.klpwa.form": Field("product", "[C] product or weighted sum of the two", *_one_of("product", "sum")),
     "method.klpwa.mix": Field(0.5, "[C] share of KLAW in the sum", *_between(0, 1)),
     "method.klpwa.cap": Field(3.0, "[C] no weight exceeds cap / clients", *_at_least(1)),
+    "method.sas.form": Field("skip", "pruned entries are left out of the mean [S], or count as zeros (ablation)",
+                             *_one_of("skip", "zeros")),
     "method.prune.step": Field(0.25, "[C] share of the alive weights removed by a step", *_between(0, 1)),
     "method.prune.target": Field(0.4, "[C] density that pruning stops at", *_between(0, 1)),
     "method.prune.scope": Field("global", "[C] one threshold over all layers, or one for each",
@@ -133,7 +181,24 @@ def default_config() -> ml_collections.ConfigDict:
             if section not in node:
                 node[section] = ml_collections.ConfigDict()
             node = node[section]
-        node[leaf] = field.default
+        by_task = isinstance(field.default, ByTask)
+        node[leaf] = ml_collections.config_dict.placeholder(field.type) if by_task else field.default
+    return config
+
+
+def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy in which the settings left empty have the value of the task.
+
+    >>> config = default_config()
+    >>> config.task.name = "supervised"
+    >>> config.optimizer.learning_rate, resolved(config).optimizer.learning_rate
+    (None, 0.004)
+    """
+    config = config.copy_and_resolve_references()
+    for path, value in flat(config).items():
+        default = FIELDS[path].default if path in FIELDS else None
+        if value is None and isinstance(default, ByTask):
+            config.update_from_flattened_dict({path: getattr(default, config.task.name)})
     return config
 
 
@@ -169,7 +234,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if path not in values:
             raise InputError(f"config.{path}: missing; its default is {field.default!r}")
         value = values[path]
-        wanted = type(field.default)
+        wanted = field.type
+        if value is None and isinstance(field.default, ByTask):
+            continue
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):

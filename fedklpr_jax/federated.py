@@ -1,8 +1,9 @@
 """The whole interface: a Task knows data and loss, a Method knows federation, and both are values of pure functions.
 
 A *model* below is the shared part of a variable tree, what server and clients exchange; the leaves a method calls
-local never leave their client. A round of one client is `download -> begin -> E epochs -> finish`; the server merges
-the uploads with `aggregate`. Every hook has a default, so that FedAvg is `Method("fedavg")`.
+local never leave their client. A round of one client is `download -> begin -> E epochs -> finish`, where a task without
+labels makes its own at the start of every epoch; the server merges the uploads with `aggregate`. Every hook has a
+default, so that FedAvg is `Method("fedavg")`.
 
 A complete method in a few lines, on a task of one number (each client pulls the model towards its own target): the
 server moves only half of the way to the mean, and clients are held back by a proximal term.
@@ -23,7 +24,7 @@ server moves only half of the way to the mean, and clients are held back by a pr
 ...     score=lambda targets, variables, client: jnp.float32(0),
 ...     plan=lambda seed, round_, client, epochs: np.full((epochs, 1, 1), client, np.int32),
 ...     evaluate=lambda variables, client: {},
-...     optimizer=optax.sgd(1.0), learning_rate=lambda round_: 0.5)
+...     optimizer=optax.sgd(1.0), learning_rate=lambda round_, epoch: 0.5)
 >>> def half_way(server, uploads, mean):
 ...     weights = aggregation.image_weights(uploads.scalars["images"], uploads.accepted)
 ...     merged = mean(uploads.model, None, weights, server.model)
@@ -59,6 +60,8 @@ __all__ = [
     "ClientContext",
     "ClientData",
     "ClientState",
+    "Epoch",
+    "Labelling",
     "Message",
     "Method",
     "ServerState",
@@ -78,11 +81,13 @@ class ServerState(NamedTuple):
 
 
 class ClientState(NamedTuple):
-    """What a client keeps from round to round: its `local` leaves, its `mask` (None = dense), the method's `memory`."""
+    """What a client keeps from round to round: its `local` leaves, its `mask` (None = dense), the method's `memory`,
+    and the `labels` it made last (empty for labelled tasks)."""
 
     local: PyTree
     mask: PyTree | None
     memory: PyTree
+    labels: PyTree = ()
 
 
 class Message(NamedTuple):
@@ -118,13 +123,26 @@ class ClientData(NamedTuple):
     """One client's data as the compiled stages see it.
 
     `index` int32, its number; `images` float32, n_k; `probe` int32 [32], rows of its fixed batch D_batch;
-    `task` what else the task needs (class counts, validation rows): same shapes for every client.
+    `task` what else the task needs (class counts, validation rows): same shapes for every client. `labels` and `memory`
+    are filled in by the stages for tasks that make their own labels: the labels the client made last, and what the task
+    keeps during an epoch.
     """
 
     index: Any
     images: Any
     probe: Any
     task: PyTree
+    labels: PyTree = ()
+    memory: PyTree = ()
+
+
+class Epoch(NamedTuple):
+    """What one local epoch trains on: `plan` int32 [most, batch] rows, `steps` int32, how many of its batches count,
+    `memory` what loss and forward pass may read and `Task.remember` moves after every step."""
+
+    plan: Any
+    steps: Any
+    memory: PyTree
 
 
 class ClientContext(NamedTuple):
@@ -233,6 +251,36 @@ class Method:
     personalise: Callable[[Message, ClientState], PyTree] = keep_download
 
 
+def keep_memory(outputs: Mapping[str, jax.Array], rows: jax.Array, client: ClientData) -> PyTree:
+    """A task without a memory, or one that does not move."""
+    return client.memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelling:
+    """How a task without labels makes its own, from its client's pictures alone, at the start of every local epoch.
+
+    Attributes:
+      embed: (arrays, variables, client) -> float32 [points, d], what labels are made from.
+      on_host: whether `assign_host` does it between compiled stages, or `assign` inside the one program of a round.
+      assign_host: host; (features [points, d], client int) -> labels.
+      assign: the same, traced; (features, client) -> labels.
+      prepare: (arrays, features, labels, client, key) -> Epoch.
+      unlabelled: the labels of a client that has made none yet.
+      blank: an `Epoch.memory` before the first epoch: same shapes, nothing in it.
+      describe: host; (labels of E epochs [E, ...], client int) -> named lists of E numbers for the log.
+    """
+
+    embed: Callable[..., jax.Array]
+    on_host: bool
+    assign_host: Callable[[np.ndarray, int], np.ndarray]
+    assign: Callable[[jax.Array, ClientData], jax.Array]
+    prepare: Callable[..., Epoch]
+    unlabelled: PyTree
+    blank: PyTree
+    describe: Callable[[np.ndarray, int], dict[str, list[Any]]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A learning problem split over clients: data and loss, no federation.
@@ -252,10 +300,15 @@ class Task:
         and `logits` where the task has a classifier.
       loss: (arrays, outputs, rows, client) -> float32 scalar.
       score: (arrays, variables, client) -> float32, higher is better, on validation data only.
-      plan: host; (seed, round, client, epochs) -> int32 [epochs, steps, batch] of rows, shapes fixed per client.
+      plan: host; (seed, round, client, epochs) -> int32 [epochs, steps, batch] of rows, shapes fixed per client. With
+        `labelling` only its shape is read, as an estimate of the work.
       evaluate: host; (variables, client) -> named floats on the test data.
       optimizer: optax transformation for a learning rate of 1.
-      learning_rate: host; round -> factor on the updates.
+      learning_rate: host; (round, epoch) -> factor on the updates.
+      labelling: how labels are made; None where the data has them.
+      remember: (outputs, rows, client) -> the client's `memory` after a step.
+      validate: host; (variables, client) -> mAP by true identities on validation images, to choose settings on
+        development federations; no run uses it. None if there is none.
     """
 
     name: str
@@ -271,4 +324,7 @@ class Task:
     plan: Callable[[int, int, int, int], np.ndarray]
     evaluate: Callable[[PyTree, int], Any]
     optimizer: optax.GradientTransformation
-    learning_rate: Callable[[int], float]
+    learning_rate: Callable[[int, int], float]
+    labelling: Labelling | None = None
+    remember: Callable[..., PyTree] = keep_memory
+    validate: Callable[[PyTree, int], float] | None = None

@@ -1,4 +1,4 @@
-"""Figures of a run as small PNGs, in a light and a dark theme.
+"""Figures as small PNGs, in a light and a dark theme.
 
 Colours are six of Okabe and Ito's set for colour-blind readers (2008), a violet and a grey; every client also has a
 marker. Drawn on matplotlib's Agg canvas through its object API: no global state, and equal input gives equal bytes.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,8 +16,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-
-from fedklpr_jax.metrics import METRIC_TITLES
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A63D2", "#8A8A8A")
 MARKERS = {
@@ -30,14 +27,15 @@ MARKERS = {
 }
 """Matplotlib markers and the same shapes as SVG paths in a box of 22 x 10, centred at (11, 5)."""
 
-DECISIONS = {
+MARKS = {
     "accepted": ("o", "#009E73"),
     "rejected": ("x", "#D55E00"),
     "recovered": ("^", "#0072B2"),
     "halted": ("s", "#CC79A7"),
     "target": ("*", "#E69F00"),
+    "no cluster": ("x", "#D55E00"),
 }
-"""Marker and colour of each pruning decision; `none` is left blank."""
+"""Marker and colour of each pruning decision (`none` is left blank) and of an epoch without a pseudo label."""
 
 _WIDTH = 4.8  # inches: read at about its own size in one column of a phone and in two of a desktop
 _DPI = 200
@@ -96,11 +94,29 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """One layer of stacked bars.
+
+    Attributes:
+        x: positions, whole numbers; the same in every layer of a panel.
+        y: heights, as many.
+        colour: as #rrggbb.
+        label: entry of the legend.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    label: str
+
+
+@dataclass(frozen=True)
 class Panel:
-    """One pair of axes: what `y` measures, with its unit, and the curves in it."""
+    """One pair of axes: what `y` measures, with its unit, and the curves or the layers of bars (lowest first) in it."""
 
     ylabel: str
-    curves: Sequence[Curve]
+    curves: Sequence[Curve] = ()
+    bars: Sequence[Bars] = ()
 
 
 @dataclass(frozen=True)
@@ -110,10 +126,11 @@ class Plot:
     Attributes:
         title: what it shows.
         caption: how to read it.
-        panels: each with at least one curve.
+        panels: each with at least one curve or layer of bars.
         xlabel: name of the x axis, with its unit.
-        decisions: per client the pruning decision of each round (keys of `DECISIONS`, or `none`), as rows of marks
-            below the panels; empty for no such rows.
+        marks: per client what happened at which x (keys of `MARKS`, or `none`), as rows of marks below the panels;
+            empty for no such rows.
+        marks_label: what the marks are.
         whole: whether x counts rounds, so that its ticks are whole numbers.
     """
 
@@ -121,7 +138,8 @@ class Plot:
     caption: str
     panels: Sequence[Panel]
     xlabel: str
-    decisions: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    marks: Mapping[str, Mapping[float, str]] = field(default_factory=dict)
+    marks_label: str = ""
     whole: bool = True
 
 
@@ -158,34 +176,42 @@ def _printable(name: str, place: int) -> str:
     return short if name.isprintable() and all(ord(letter) < 0x250 for letter in name) else f"client {place + 1}"
 
 
-def _decision_rows(axes: Axes, decisions: Mapping[str, Mapping[int, str]], height: float, theme: Theme) -> None:
+def _bars(axes: Axes, layers: Sequence[Bars], theme: Theme) -> None:
+    bottom = np.zeros(len(layers[0].x))
+    # A thin gap parts the layers for those who see their colours alike; between many bars it would eat them.
+    gap = 0.5 if len(bottom) <= 40 else 0.0
+    for layer in layers:
+        axes.bar(
+            layer.x, layer.y, width=0.8, bottom=bottom, color=layer.colour, edgecolor=theme.face, linewidth=gap,
+            label=layer.label,
+        )
+        bottom = bottom + np.asarray(layer.y)
+
+
+def _mark_rows(axes: Axes, plot: Plot, height: float, theme: Theme) -> None:
+    rows = plot.marks
     # Marks of many rounds and names of many clients must not run into each other.
-    size = min(5.0, max(1.5, 250 / max(1, *(len(rounds) for rounds in decisions.values()))))
-    font = min(9.0, 0.7 * 72 * height / len(decisions))
-    for decision, (marker, colour) in DECISIONS.items():
-        at = [
-            (when, row)
-            for row, rounds in enumerate(decisions.values())
-            for when, what in rounds.items()
-            if what == decision
-        ]
+    size = min(5.0, max(1.5, 250 / max(1, *(len(marks) for marks in rows.values()))))
+    font = min(9.0, 0.7 * 72 * height / len(rows))
+    for mark, (marker, colour) in MARKS.items():
+        at = [(when, row) for row, marks in enumerate(rows.values()) for when, what in marks.items() if what == mark]
         if at:
             x, y = zip(*at, strict=True)
-            axes.scatter(x, y, s=size**2, marker=marker, color=colour, linewidths=size / 4, label=decision, zorder=3)
-    axes.set_yticks(range(len(decisions)))
+            axes.scatter(x, y, s=size**2, marker=marker, color=colour, linewidths=size / 4, label=mark, zorder=3)
+    axes.set_yticks(range(len(rows)))
     # A dollar sign in a name starts no formula.
-    labels = [_printable(name, place) for place, name in enumerate(decisions)]
+    labels = [_printable(name, place) for place, name in enumerate(rows)]
     axes.set_yticklabels(labels, parse_math=False, fontsize=font)
-    axes.set_ylim(len(decisions) - 0.4, -0.6)
-    axes.set_ylabel("pruning decision", color=theme.ink, fontsize=10)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_ylabel(plot.marks_label, color=theme.ink, fontsize=10)
 
 
 def draw(plot: Plot, theme: Theme) -> bytes:
     """The bytes of a PNG, 960 pixels wide."""
-    panels, decisions = plot.panels, plot.decisions
+    panels, rows = plot.panels, plot.marks
     heights = [2.6 if len(panels) == 1 else 1.9] * len(panels)
-    if decisions:
-        heights.append(max(1.0, min(0.2 * len(decisions) + 0.4, 8.0)))
+    if rows:
+        heights.append(max(1.0, min(0.2 * len(rows) + 0.4, 8.0)))
     figure = Figure(figsize=(_WIDTH, sum(heights) + 0.8), dpi=_DPI, facecolor=theme.face, layout="constrained")
     grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes in grid:
@@ -193,9 +219,11 @@ def draw(plot: Plot, theme: Theme) -> bytes:
     for axes, panel in zip(grid, panels, strict=False):
         for curve in panel.curves:
             _curve(axes, curve, theme)
+        if panel.bars:
+            _bars(axes, panel.bars, theme)
         axes.set_ylabel(panel.ylabel, color=theme.ink, fontsize=10)
-    if decisions:
-        _decision_rows(grid[-1], decisions, heights[-1], theme)
+    if rows:
+        _mark_rows(grid[-1], plot, heights[-1], theme)
     for axes in grid:
         handles, labels = axes.get_legend_handles_labels()
         if labels:
@@ -212,101 +240,3 @@ def draw(plot: Plot, theme: Theme) -> bytes:
     packed = io.BytesIO()
     image.quantize(128, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
     return packed.getvalue()
-
-
-def _points(events: Sequence[Mapping[str, Any]], client: str | None, key: str) -> list[tuple[float, float]]:
-    """(round, value) of one client, or of the mean over clients for None, where there is a value."""
-    found = {}
-    for event in events:
-        row = event.get("mean") if client is None else event.get("clients", {}).get(client)
-        if row and row.get(key) is not None:
-            found[event["round"]] = row[key]
-    return sorted(found.items())
-
-
-def _panel(
-    events: Sequence[Mapping[str, Any]], styles: Mapping[str, Style], key: str, ylabel: str, scale: float = 1.0
-) -> list[Panel]:
-    """One panel with a curve per client, or none if no client has a value."""
-    curves = []
-    for client, style in styles.items():
-        points = _points(events, client, key)
-        if points:
-            curves.append(Curve([x for x, _ in points], [scale * y for _, y in points], style))
-    return [Panel(ylabel, curves)] if curves else []
-
-
-def _accuracy(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]
-) -> list[Panel]:
-    panels = []
-    for key in ("rank1", "map", "accuracy"):
-        ylabel = f"{METRIC_TITLES[key]} (%)"
-        curves = [curve for panel in _panel(before, styles, key, ylabel, 100) for curve in panel.curves]
-        for events, label, dashed in ((before, "mean before", False), (after, "mean after", True)):
-            points = _points(events, None, key)
-            if points:
-                curves.append(Curve([x for x, _ in points], [100 * y for _, y in points], None, label, dashed))
-        if curves:
-            panels.append(Panel(ylabel, curves))
-    return panels
-
-
-def _accuracy_per_megabyte(before: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    curves = []
-    for key, dashed in (("rank1", False), ("map", True), ("accuracy", False)):
-        points = sorted(
-            (event["bytes_total"] / 1e6, 100 * event["mean"][key])
-            for event in before
-            if event.get("bytes_total") is not None and (event.get("mean") or {}).get(key) is not None
-        )
-        if points:
-            curves.append(Curve([x for x, _ in points], [y for _, y in points], None, METRIC_TITLES[key], dashed))
-    return [Panel("mean accuracy (%)", curves)] if curves else []
-
-
-def _decisions(rounds: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> dict[str, dict[int, str]]:
-    rows = {
-        client: {
-            event["round"]: event["clients"][client]["decision"]
-            for event in rounds
-            if event.get("clients", {}).get(client, {}).get("decision")
-        }
-        for client in styles
-    }
-    return rows if any(rows.values()) else {}
-
-
-def run_plots(events: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> list[Plot]:
-    """The figures for which a run has data.
-
-    Args:
-        events: of `metrics.jsonl`.
-        styles: per client, in the order of the legend.
-    """
-    rounds = [event for event in events if event.get("event") == "round"]
-    evals = [event for event in events if event.get("event") == "eval"]
-    before = [event for event in evals if event.get("stage") == "before"]
-    after = [event for event in evals if event.get("stage") == "after"]
-    weights = [
-        *_panel(rounds, styles, "klaw", "KLAW a (nat)"),
-        *_panel(rounds, styles, "praw", "PRAW b"),
-        *_panel(rounds, styles, "weight", "final weight"),
-    ]
-    scores = [
-        *_panel(rounds, styles, "score_download", "downloaded (%)", 100),
-        *_panel(rounds, styles, "score_current", "trained (%)", 100),
-        *_panel(rounds, styles, "score_candidate", "pruned (%)", 100),
-    ]
-    done, index = "rounds completed", "round (the first is 0)"
-    plots = [
-        Plot("Accuracy per round", "Clients in colour, their mean thick.", _accuracy(before, after, styles), done),
-        Plot("Accuracy against bytes exchanged", "Mean over clients; both directions, all clients.",
-             _accuracy_per_megabyte(before), "MB exchanged", whole=False),
-        Plot("Density", "Kept part of the prunable weights, and what pruning did in each round.",
-             _panel(rounds, styles, "density", "density (kept / prunable)"), index, _decisions(rounds, styles)),
-        Plot("Aggregation weights", "What each client's upload counts in the server's mean.", weights, index),
-        Plot("Validation scores", "Before training, after it, and under the proposed mask.", scores, index),
-        Plot("Training loss", "Mean over the round's steps.", _panel(rounds, styles, "loss", "loss"), index),
-    ]
-    return [plot for plot in plots if plot.panels]

@@ -379,7 +379,7 @@ class Console:
             )
 
     def table(self, summary: Mapping[str, Any], paths: Sequence[Path] = ()) -> None:
-        """Prints the result of a run: a row per client, the mean, the bytes, the files written.
+        """Prints the result of a run: a row per client, the mean, the bytes, the files written, what it fell short of.
 
         Args:
             summary: what `summary.json` holds.
@@ -415,6 +415,12 @@ class Console:
         if after is not None:
             self.line(f"mAP mean: {show(summary['mean'].get('map'), 100)} % before, {show(after, 100)} % after "
                       "local fine-tuning")
+        stages = [(summary.get("start"), "at the start"), (summary.get("before_last_round"), "before the last round")]
+        earlier = [(value, where) for stage, where in stages
+                   if (value := ((stage or {}).get("mean") or {}).get("map")) is not None]
+        if earlier:
+            course = [*earlier, (summary["mean"].get("map"), "at the end")]
+            self.line("mAP mean: " + ", ".join(f"{show(value, 100)} % {where}" for value, where in course))
         saving = summary.get("saving")
         self.line(
             f"sent: {show(sent['total'], 1e-6)} MB; dense: {show(sent['dense_total'], 1e-6)} MB"
@@ -422,3 +428,5 @@ class Console:
         )
         for path in paths:
             self.line(f"wrote {path}")
+        for failure in summary.get("failures") or []:
+            self.line(f"failed: {failure}")

@@ -35,12 +35,23 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     )
 
 
-def step_decay(config: Any, rounds: int) -> Callable[[int], float]:
-    """Factor on the step size in each round: 1, then `optimizer.decay` after `optimizer.decay_from` of the rounds.
+def step_decay(config: Any, rounds: int, last: Any = None) -> Callable[[int, int], float]:
+    """Factor on the step size in each (round, epoch): 1, then `optimizer.decay` after `optimizer.decay_from` of the
+    rounds.
+
+    A long last round (`config.last` with `epochs` > 0) starts over: it rises for `last.warmup` epochs to 1 and falls to
+    a tenth every `last.decay_every` epochs (FedCAPR's authors' code).
 
     >>> import ml_collections
     >>> factor = step_decay(ml_collections.ConfigDict({"decay_from": 0.5, "decay": 0.1}), 4)
-    >>> [factor(round_) for round_ in range(4)]
+    >>> [factor(round_, 0) for round_ in range(4)]
     [1.0, 1.0, 0.1, 0.1]
     """
-    return lambda round_: config.decay if round_ >= config.decay_from * rounds else 1.0
+
+    def factor(round_: int, epoch: int) -> float:
+        if last is not None and last.epochs and round_ == rounds - 1:
+            warm = min((epoch + 1) / (last.warmup + 1), 1.0)
+            return warm * 0.1 ** (epoch // last.decay_every)
+        return config.decay if round_ >= config.decay_from * rounds else 1.0
+
+    return factor

@@ -17,8 +17,10 @@ import numpy as np
 from PIL import Image
 
 from fedklpr_jax.errors import InputError
-from fedklpr_jax.figures import DARK, LIGHT, MARKERS, Plot, Style, client_styles, draw, run_plots
-from fedklpr_jax.metrics import METRIC_TITLES, duration, known_metrics, mean, read_metrics, show, write_atomically
+from fedklpr_jax.figures import DARK, LIGHT, MARKERS, Plot, Style, client_styles, draw
+from fedklpr_jax.metrics import duration, read_metrics, write_atomically
+from fedklpr_jax.plots import run_plots
+from fedklpr_jax.report_sections import failures, idle, listed, refused, stages, table, tiles
 
 _MAX_PICTURES = 240  # about 1 MB of ranked lists
 _PICTURE_HEIGHT = 136  # pixels: twice what is shown, for dense screens
@@ -41,6 +43,8 @@ h3{margin:1rem 0 .4rem;font-size:1rem}
 margin-bottom:1rem}
 .tile{padding:.6rem .9rem}.tile b{display:block;font-size:1.3rem;line-height:1.35;white-space:nowrap}
 .tile span{color:var(--soft);font-size:.87rem}
+.failed{margin:0 0 1rem;border:2px solid var(--miss);border-left-width:.6rem}.failed b{color:var(--miss)}
+.failed ul{margin:.2rem 0 0;padding-left:1.1rem}
 .scroll{overflow-x:auto;padding:0}table{border-collapse:collapse;width:100%%;font-variant-numeric:tabular-nums;
 font-size:.86rem}
 th,td{padding:.38rem .5rem;text-align:right;white-space:nowrap}thead th{font-weight:600;color:var(--soft)}
@@ -137,62 +141,6 @@ def _plots(plots: Sequence[Plot], styles: Mapping[str, Style]) -> str:
     return f'<h2>Course of the run</h2>{_legend(styles)}<div class="plots">{"".join(parts)}</div>'
 
 
-def _tiles(summary: Mapping[str, Any]) -> str:
-    result, sent = summary["mean"], summary["bytes"]
-    tiles = [(f"{show(result[key], 100)} %", f"mean {METRIC_TITLES[key]}")
-             for key in ("rank1", "map", "accuracy") if result.get(key) is not None]
-    if result.get("density") is not None:
-        tiles.append((show(result["density"], digits=3), "mean density"))
-    directions = f"sent ({show(sent['down'], 1e-6)} down, {show(sent['up'], 1e-6)} up)"
-    tiles.append((f"{show(sent['total'], 1e-6)} MB", directions))
-    tiles.append((f"{show(sent['dense_total'], 1e-6)} MB", "the same messages, dense"))
-    if summary.get("saving") is not None:
-        tiles.append((f"{show(summary['saving'], 100)} %", "saved against dense"))
-    return '<div class="tiles">' + "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in tiles
-    ) + "</div>"
-
-
-def _table(summary: Mapping[str, Any]) -> str:
-    clients, sent = summary["clients"], summary["bytes"].get("per_client", {})
-    after = summary.get("after") or {}
-    groups = [("Before local fine-tuning", clients, summary["mean"]),
-              ("After local fine-tuning", after.get("clients") or {}, after.get("mean") or {})]
-    shown = [(title, of, average, keys) for title, of, average in groups if (keys := known_metrics(of, {"": average}))]
-    with_density = any(row.get("density") is not None for row in clients.values())
-
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        # A line marks where a group of columns begins.
-        return "".join(f'<{tag} class="first">{text}</{tag}>' if place == 0 else f"<{tag}>{text}</{tag}>"
-                       for place, text in enumerate(texts))
-
-    def row(
-        name: str, of: Sequence[Mapping[str, Any]], density: float | None, down: float | None, up: float | None
-    ) -> str:
-        text = f'<tr><td title="{escape(name)}">{escape(name)}</td>'
-        for (_, _, _, keys), result in zip(shown, of, strict=True):
-            text += cells("td", [show(result.get(key), 100) for key in keys])
-        sizes = [show(density, digits=3)] if with_density else []
-        return text + cells("td", [*sizes, show(down, 1e-6), show(up, 1e-6)]) + "</tr>"
-
-    top = "".join(f'<th colspan="{len(keys)}" class="group first">{title} (%)</th>' for title, _, _, keys in shown)
-    titles = "".join(cells("th", [METRIC_TITLES[key] for key in keys]) for *_, keys in shown)
-    sizes = [*(["Density"] if with_density else []), "MB down", "MB up"]
-    body = "".join(
-        row(name, [of.get(name, {}) for _, of, _, _ in shown], result.get("density"),
-            sent.get(name, {}).get("down"), sent.get(name, {}).get("up"))
-        for name, result in clients.items()
-    )
-    foot = row("mean", [average for _, _, average, _ in shown], summary["mean"].get("density"),
-               mean([counts["down"] for counts in sent.values()]), mean([counts["up"] for counts in sent.values()]))
-    return (
-        f'<div class="card scroll"><table><thead><tr><td></td>{top}'
-        f'<th colspan="{len(sizes)}" class="group first">Size</th></tr>'
-        f"<tr><th>Client</th>{titles}{cells('th', sizes)}</tr></thead>"
-        f"<tbody>{body}</tbody><tfoot>{foot}</tfoot></table></div>"
-    )
-
-
 def _picture(pixels: np.ndarray, name: str, caption: str, kind: str) -> str:
     image = Image.fromarray(pixels)
     image.thumbnail((4 * _PICTURE_HEIGHT, _PICTURE_HEIGHT))
@@ -234,28 +182,6 @@ def _ranked(ranked: Mapping[str, Sequence[RankedList]]) -> str:
             f'✗ and a dashed red frame: another one.</p>{"".join(parts)}</div>')
 
 
-def _list(title: str, lines: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<h2>{title}</h2><div class="card long"><ul>{items}</ul></div>' if lines else ""
-
-
-def _refused(summary: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was refused, with its round where the log knows it, each once."""
-    lines, seen = [], set()
-    logged = [{**entry, "round": event["round"]} for event in events for entry in event.get("refused", [])]
-    for entry in [*logged, *summary.get("refused", [])]:
-        if not isinstance(entry, Mapping):
-            entry = {"reason": entry}
-        what = (entry.get("client"), str(entry.get("reason")))
-        if "round" not in entry and what in seen:
-            continue
-        seen.add(what)
-        where = [f"round {entry['round']}"] if "round" in entry else []
-        line = ", ".join([*where, *([str(what[0])] if what[0] is not None else [])])
-        lines.append(f"{line}: {what[1]}" if line else what[1])
-    return list(dict.fromkeys(lines))
-
-
 def write_report(directory: Path, ranked: Mapping[str, Sequence[RankedList]]) -> Path:
     """Writes `report.html` from `config.json`, `metrics.jsonl` and `summary.json`; panels without data are left out.
 
@@ -288,12 +214,15 @@ def write_report(directory: Path, ranked: Mapping[str, Sequence[RankedList]]) ->
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     body = [
         f'<h1>{escape(heading)}</h1><p class="lead">{escape(" · ".join(lead))}</p>',
-        _tiles(summary),
-        _table(summary),
+        failures(summary),
+        tiles(summary),
+        table(summary),
+        stages(summary),
         _plots(run_plots(events, styles), styles),
         _ranked(ranked),
-        _list("Refused", _refused(summary, events)),
-        _list("Notes", list(dict.fromkeys(map(str, notes)))),
+        listed("Epochs without a cluster", idle(events)),
+        listed("Refused", refused(summary, events)),
+        listed("Notes", list(dict.fromkeys(map(str, notes)))),
         f'<h2>Run it again</h2><div class="card"><pre>{escape(str(command))}</pre></div>' if command else "",
         "<h2>Configuration</h2><div class=\"card\"><details><summary>config.json</summary><pre>"
         f"{escape(json.dumps(config, indent=2, ensure_ascii=False))}</pre></details></div>",

@@ -1,47 +1,43 @@
-"""Rounds: client updates mapped over simulated clients and devices, and the server step, each one compiled program.
+"""Rounds: client updates mapped over simulated clients (`client_maps.py`), and the server step, one compiled program.
 
-How clients are mapped (`client_map`):
-
-* `map`: one client after the other inside one program; each runs exactly its own number of steps. The default.
-* `vmap`: all at once, or `chunk` at a time; a shorter client's extra steps change nothing. For small models on a GPU.
-* `pmap`: like `map` on every device, through `jax.pmap`, for those who ask for it.
-* `loop`: no program over clients; the stages are compiled for one client and errors name stage and client.
-
-`map` and `vmap` run under a mesh with the axis `clients`: each device takes its share of the participants, padded to a
-multiple of the devices with clients of no steps whose results are dropped.
+Where labels are given, or assigned by a traced function, the whole client round is one program over all clients. Where
+they are assigned on the host, and with `client_map=loop`, every stage is a program of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedklpr_jax.aggregation import masked_mean, mean_of_sums, weighted_sums
-from fedklpr_jax.client_update import ClientUpdate, RoundInputs
+from fedklpr_jax.client_maps import CLIENT_MAPS, Mapper, client_mesh, make_mapper, spread
+from fedklpr_jax.client_update import ClientUpdate, Found, RoundInputs, Training
 from fedklpr_jax.federated import ClientState, Message, Method, ServerState, Task, Upload, Uploads
 from fedklpr_jax.trees import PyTree, split, stack, unstack
 
-CLIENT_MAPS = ("map", "vmap", "pmap", "loop")
-Result = list[tuple[Upload, ClientState, dict[str, Any]]]
+Watch = Callable[[str], AbstractContextManager[Any]]
 
 
-class StageError(RuntimeError):
-    """A stage failed for one client; only `client_map=loop` can say which."""
+def no_watch(part: str) -> AbstractContextManager[Any]:
+    """A watch that takes no time."""
+    return nullcontext()
 
 
 class Engine(NamedTuple):
     """The compiled programs of a federation.
 
     `epochs` is E; `steps` the longest epoch of any client, to which all plans are padded; `download(server, client) ->
-    Message`; `update(round, learning_rate, inputs [K]) -> (uploads, clients, logs)` and `fine_tune(round,
-    learning_rate, inputs [K]) -> variables`, both over stacked `RoundInputs`, host or device; `aggregate(server,
-    uploads) -> (server, logs)` donates the server state.
+    Message`; `update(round, rates, inputs [K], watch) -> (uploads, clients, logs)` and `fine_tune(round, rates, inputs
+    [K]) -> variables`, both over stacked `RoundInputs`, host or device, with a factor on the step size for each epoch;
+    `watch(part)` is entered around the parts of an update that run alone: `embedding`, `clustering`, `training`,
+    `pruning`. `aggregate(server, uploads) -> (server, logs)` donates the server state.
     """
 
     task: Task
@@ -49,15 +45,9 @@ class Engine(NamedTuple):
     epochs: int
     steps: int
     download: Callable[[ServerState, Any], Message]
-    update: Callable[[int, float, RoundInputs], tuple[Upload, ClientState, dict[str, jax.Array]]]
-    fine_tune: Callable[[int, float, RoundInputs], PyTree]
+    update: Callable[..., tuple[Upload, ClientState, dict[str, Any]]]
+    fine_tune: Callable[[int, np.ndarray, RoundInputs], PyTree]
     aggregate: Callable[[ServerState, Uploads], tuple[ServerState, dict[str, jax.Array]]]
-
-
-def client_mesh(devices: int) -> Mesh:
-    """A mesh with the one axis `clients` over the first `devices` devices."""
-    chosen = jax.devices()[:devices]
-    return jax.make_mesh((len(chosen),), ("clients",), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 def make_engine(
@@ -89,126 +79,86 @@ def make_engine(
     mesh = client_mesh(1 if client_map == "loop" else available)
     # One copy on the devices, made once: without this every call would send all images anew.
     arrays = jax.device_put(task.arrays, NamedSharding(mesh, P()))
-    update: Callable
-    if client_map == "loop":
-        update, fine_tune = _looped(stages, arrays)
-    else:
-        mapped = {"map": _over_devices, "vmap": _over_devices, "pmap": _with_pmap}[client_map]
-        update = mapped(stages.update, arrays, mesh, client_map, chunk)
-        fine_tune = mapped(stages.fine_tune, arrays, mesh, client_map, chunk)
+    mapper = make_mapper(client_map, mesh, chunk, arrays, task.client_names)
+    staged = client_map == "loop" or (task.labelling is not None and task.labelling.on_host)
+    update, fine_tune = (_staged if staged else _fused)(stages, mapper, mesh.size)
     mean = masked_mean if mesh.size == 1 else _sharded_mean(mesh)
     server_step = jax.jit(lambda server, uploads: method.aggregate(server, uploads, mean), donate_argnums=0)
     steps = max(task.plan(0, 0, k, 1).shape[1] for k in range(len(task.clients)))
     return Engine(task, method, epochs, steps, jax.jit(method.download), update, fine_tune, server_step)
 
 
-def _map_clients(stage: Callable, client_map: str, chunk: int) -> Callable:
-    """`stage(arrays, round, learning_rate, inputs)` over the leading axis of `inputs`, inside one program."""
-
-    def mapped(arrays: PyTree, round_: jax.Array, learning_rate: jax.Array, inputs: RoundInputs) -> PyTree:
-        def one(row: RoundInputs) -> PyTree:
-            return stage(arrays, round_, learning_rate, row)
-
-        if client_map == "vmap":
-            return jax.lax.map(one, inputs, batch_size=chunk) if chunk else jax.vmap(one)(inputs)
-        return jax.lax.map(one, inputs)
-
-    return mapped
+def _taken(tree: PyTree, places: np.ndarray, devices: int) -> PyTree:
+    """The rows of the clients out of those of all places."""
+    return tree if devices == 1 else jax.tree.map(lambda leaf: leaf[places], tree)
 
 
-def balanced(steps: Sequence[int] | np.ndarray, devices: int) -> np.ndarray:
-    """Which client runs where: int [devices, clients per device], -1 for an empty place.
+def _fused(stages: ClientUpdate, mapper: Mapper, devices: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A client round as one program."""
+    programs = mapper("update", stages.update), mapper("fine_tune", stages.fine_tune)
 
-    Longest first onto the least loaded device with a free place: sites are of unequal size, and a round takes as long
-    as its busiest device.
+    def whole(program: Any, round_: int, rates: np.ndarray, inputs: RoundInputs, watch: Watch) -> PyTree:
+        ordered, places = spread(inputs, devices)
+        with watch("training"):
+            out = jax.block_until_ready(program((np.int32(round_), np.float32(rates)), ordered))
+        return _taken(out, places, devices)
 
-    >>> balanced([9, 1, 2, 6], 2).tolist()
-    [[0, 1], [3, 2]]
-    """
-    places = -(-len(steps) // devices)
-    rows: list[list[int]] = [[] for _ in range(devices)]
-    for client in np.argsort(-np.asarray(steps), kind="stable"):
-        free = [row for row in rows if len(row) < places]
-        min(free, key=lambda row: sum(steps[k] for k in row)).append(int(client))
-    return np.array([row + [-1] * (places - len(row)) for row in rows])
+    def update(round_: int, rates: np.ndarray, inputs: RoundInputs, watch: Watch = no_watch) -> PyTree:
+        return whole(programs[0], round_, rates, inputs, watch)
 
+    def fine_tune(round_: int, rates: np.ndarray, inputs: RoundInputs) -> PyTree:
+        return whole(programs[1], round_, rates, inputs, no_watch)
 
-def _padded(function: Callable, devices: int) -> Callable:
-    """Spreads clients over `devices`; empty places are filled with a client of no steps, whose results are dropped."""
-
-    def call(round_: int, learning_rate: float, inputs: RoundInputs) -> PyTree:
-        if devices == 1:
-            return function(np.int32(round_), np.float32(learning_rate), inputs)
-        count = len(inputs.steps)
-        rows = balanced(np.asarray(inputs.steps), devices).ravel()
-        spread = jax.tree.map(lambda leaf: leaf[np.maximum(rows, 0)], inputs)
-        spread = spread._replace(steps=np.where(rows >= 0, spread.steps, 0).astype(np.int32))
-        out = function(np.int32(round_), np.float32(learning_rate), spread)
-        back = np.array([int(np.flatnonzero(rows == k)[0]) for k in range(count)])
-        return jax.tree.map(lambda leaf: leaf[back], out)
-
-    return call
+    return update, fine_tune
 
 
-def _over_devices(stage: Callable, arrays: PyTree, mesh: Mesh, client_map: str, chunk: int) -> Callable:
-    body = _map_clients(stage, client_map, chunk)
-    if mesh.size > 1:
-        body = jax.shard_map(
-            body, mesh=mesh, in_specs=(P(), P(), P(), P("clients")), out_specs=P("clients"), check_vma=False
-        )
-    program = jax.jit(body)
-    return _padded(lambda round_, rate, inputs: program(arrays, round_, rate, inputs), mesh.size)
+def _staged(stages: ClientUpdate, mapper: Mapper, devices: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A client round as one program a stage, with the labels assigned in between."""
+    labelling = stages.task.labelling
+    begin, finish = mapper("begin", stages.begin), mapper("finish", stages.finish)
+    personalised = mapper("start", lambda arrays, inputs: stages.personalised(inputs))
+    embed, train_epoch = mapper("embed", stages.embed), mapper("train_epoch", stages.train_epoch)
 
+    def label(inputs: RoundInputs, training: Training, watch: Watch) -> Found:
+        assert labelling
+        with watch("embedding"):
+            features = jax.block_until_ready(embed((), inputs, training))
+        with watch("clustering"):
+            host, rows = np.asarray(features), zip(inputs.data.index, inputs.steps, strict=True)
+            labels = [
+                labelling.assign_host(host[place], int(client)) if steps else labelling.unlabelled
+                for place, (client, steps) in enumerate(rows)
+            ]
+        return Found(features, stack(labels))
 
-def _with_pmap(stage: Callable, arrays: PyTree, mesh: Mesh, client_map: str, chunk: int) -> Callable:
-    size = mesh.size
-    program = jax.pmap(
-        _map_clients(stage, "map", 0), in_axes=(None, None, None, 0), devices=list(mesh.devices.flat)
-    )
+    def epochs(
+        round_: int, rates: np.ndarray, inputs: RoundInputs, training: Training, watch: Watch
+    ) -> tuple[Training, dict[str, PyTree]]:
+        made = []
+        for epoch, rate in enumerate(rates):
+            found = () if labelling is None else (label(inputs, training, watch),)
+            with watch("training"):
+                scalars = (np.int32(round_), np.float32(rate), np.int32(epoch))
+                training = jax.block_until_ready(train_epoch(scalars, inputs, training, *found))
+            made += [{"labels": entry.labels, "steps": training.steps} for entry in found]
+        # Leading axes [K, E], as in one program.
+        return training, jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *made) if made else {}
 
-    def call(round_: np.int32, learning_rate: np.float32, inputs: RoundInputs) -> PyTree:
-        folded = jax.tree.map(lambda leaf: leaf.reshape(size, -1, *leaf.shape[1:]), inputs)
-        out = program(arrays, round_, learning_rate, folded)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+    def update(round_: int, rates: np.ndarray, inputs: RoundInputs, watch: Watch = no_watch) -> PyTree:
+        inputs, places = spread(inputs, devices)
+        with watch("pruning"):
+            training = jax.block_until_ready(begin((np.int32(round_),), inputs))
+        training, made = epochs(round_, rates, inputs, training, watch)
+        with watch("pruning"):
+            upload, client, logs = jax.block_until_ready(finish((np.int32(round_),), inputs, training))
+        return _taken((upload, client, logs | made), places, devices)
 
-    return _padded(call, size)
+    def fine_tune(round_: int, rates: np.ndarray, inputs: RoundInputs) -> PyTree:
+        inputs, places = spread(inputs, devices)
+        training, _ = epochs(round_, rates, inputs, personalised((), inputs), no_watch)
+        return _taken(training.variables, places, devices)
 
-
-def _looped(stages: ClientUpdate, arrays: PyTree) -> tuple[Callable, Callable]:
-    begin, train_epoch, finish = jax.jit(stages.begin), jax.jit(stages.train_epoch), jax.jit(stages.finish)
-    personalise = stages.method.personalise
-    start = jax.jit(lambda inputs: stages.start(personalise(inputs.message, inputs.client), inputs.client))
-
-    def run(name: str, inputs: RoundInputs, stage: Callable, *args: Any) -> Any:
-        try:
-            return jax.block_until_ready(stage(*args))
-        except Exception as error:
-            client = stages.task.client_names[int(inputs.data.index)]
-            raise StageError(f"client {client}, stage {name}: {error}") from error
-
-    def epochs(round_: np.int32, rate: np.float32, inputs: RoundInputs, training: PyTree) -> PyTree:
-        for epoch in range(inputs.plan.shape[0]):
-            training = run(
-                "train_epoch", inputs, train_epoch, arrays, round_, rate, inputs, training, np.int32(epoch)
-            )
-        return training
-
-    def update_one(round_: np.int32, rate: np.float32, inputs: RoundInputs) -> PyTree:
-        training = run("begin", inputs, begin, arrays, round_, inputs)
-        training = epochs(round_, rate, inputs, training)
-        return run("finish", inputs, finish, arrays, round_, inputs, training)
-
-    def fine_tune_one(round_: np.int32, rate: np.float32, inputs: RoundInputs) -> PyTree:
-        return epochs(round_, rate, inputs, run("start", inputs, start, inputs)).variables
-
-    def each(function: Callable) -> Callable:
-        def call(round_: int, rate: float, inputs: RoundInputs) -> PyTree:
-            rows = [jax.tree.map(lambda leaf, k=k: leaf[k], inputs) for k in range(len(inputs.steps))]
-            return stack([function(np.int32(round_), np.float32(rate), row) for row in rows])
-
-        return call
-
-    return each(update_one), each(fine_tune_one)
+    return update, fine_tune
 
 
 def _sharded_mean(mesh: Mesh) -> Callable[..., PyTree]:
@@ -237,7 +187,8 @@ def start(task: Task, method: Method, seed: int) -> tuple[ServerState, list[Clie
     variables = task.init(jax.random.key(seed))
     model, local = split(variables, method.is_local)
     mask = method.client_mask(model)
-    client = ClientState(local, mask, method.client_memory(model, mask))
+    unlabelled = task.labelling.unlabelled if task.labelling else ()
+    client = ClientState(local, mask, method.client_memory(model, mask), unlabelled)
     server = ServerState(model, method.server_memory(model, len(task.clients)), jnp.int32(0))
     # Each its own buffers: the server state is donated, the client states are not.
     server = jax.tree.map(jnp.array, server)
@@ -249,6 +200,11 @@ def client_key(seed: int, round_: int, client: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), round_), client)
 
 
+def rates(task: Task, round_: int, epochs: int) -> np.ndarray:
+    """The factors on the step size of a round's epochs, float32 [E]."""
+    return np.array([task.learning_rate(round_, epoch) for epoch in range(epochs)], np.float32)
+
+
 def round_inputs(
     engine: Engine,
     messages: Sequence[Message],
@@ -257,10 +213,14 @@ def round_inputs(
     *,
     seed: int,
     round_: int,
+    epochs: int = 0,
 ) -> RoundInputs:
-    """Everything the participants need for a round, stacked; message and state lists follow `participants`."""
+    """Everything the participants need for a round, stacked; message and state lists follow `participants`.
+
+    `epochs` is for a round that is longer than the others; 0 = E.
+    """
     task = engine.task
-    plans = [task.plan(seed, round_, k, engine.epochs) for k in participants]
+    plans = [task.plan(seed, round_, k, epochs or engine.epochs) for k in participants]
     padded = [np.pad(p, ((0, 0), (0, engine.steps - p.shape[1]), (0, 0))) for p in plans]
     return RoundInputs(
         stack(messages),
@@ -295,7 +255,7 @@ def simulate(
     round_ = int(server.round)
     messages = [engine.download(server, np.int32(k)) for k in everyone]
     inputs = round_inputs(engine, messages, clients, everyone, seed=seed, round_=round_)
-    uploads, states, _ = engine.update(round_, engine.task.learning_rate(round_), inputs)
+    uploads, states, _ = engine.update(round_, rates(engine.task, round_, engine.epochs), inputs)
     server, logs = engine.aggregate(
         server,
         Uploads(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +26,12 @@ from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.features import Evaluation
 from fedklpr_jax.federated import ClientState, Message, ServerState, Task, Upload
 from fedklpr_jax.methods import make_method
-from fedklpr_jax.metrics import Ledger, mean
+from fedklpr_jax.metrics import Console, Ledger, mean
 from fedklpr_jax.models.spec import make_spec
+from fedklpr_jax.pretrain import starting_trunk
 from fedklpr_jax.pruning import DECISIONS, density
-from fedklpr_jax.round import Engine, make_engine, round_inputs, stack_uploads
-from fedklpr_jax.tasks import supervised
+from fedklpr_jax.round import Engine, make_engine, rates, round_inputs, stack_uploads
+from fedklpr_jax.tasks import supervised, unsupervised
 from fedklpr_jax.trees import all_finite, merge, parameter_count, unstack
 from fedklpr_jax.wire import WireError
 
@@ -102,8 +104,11 @@ def load_sites(config: ml_collections.ConfigDict) -> tuple[list[Site], list[str]
     return sites, notes
 
 
-def make_federation(config: ml_collections.ConfigDict) -> Federation:
-    """Reads the data and builds task, method and engine for a valid configuration.
+def make_federation(config: ml_collections.ConfigDict, console: Console) -> Federation:
+    """Reads the data and builds task, method and engine for a valid, resolved configuration.
+
+    Where the run starts from weights trained on synthetic sites and there are none yet, they are trained now, which
+    `console` shows.
 
     Raises:
       InputError: bad settings or data.
@@ -118,8 +123,16 @@ def make_federation(config: ml_collections.ConfigDict) -> Federation:
         convolution=config.model.convolution,
     )
     method = make_method(config.method)
-    union = not method.is_local("params/classifier/kernel")
-    task = supervised.make_task(sites, spec, config, union=union)
+    trunk = starting_trunk(config, spec, cache_directory("", "weights"), console)
+    if config.task.name == "unsupervised":
+        task = unsupervised.make_task(sites, spec, config, trunk=trunk)
+        same_camera: list[str] = []
+    else:
+        union = not method.is_local("params/classifier/kernel")
+        task = supervised.make_task(sites, spec, config, union=union, trunk=trunk)
+        same_camera = [
+            name for name, data in zip(task.client_names, task.clients, strict=True) if data.task.same_camera
+        ]
     engine = make_engine(
         task,
         method,
@@ -131,8 +144,7 @@ def make_federation(config: ml_collections.ConfigDict) -> Federation:
     )
     notes += [
         f"{name}: under 8 validation images have a match under another camera; same-camera matches count there too"
-        for name, data in zip(task.client_names, task.clients, strict=True)
-        if data.task.same_camera
+        for name in same_camera
     ]
     return Federation(config, sites, engine, tuple(notes))
 
@@ -177,30 +189,55 @@ def collect(federation: Federation, upload: Upload, client: ClientState) -> tupl
     return decoded, len(payload), ""
 
 
+class Split:
+    """Seconds spent in the parts of a round, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def watch(self, part: str) -> Iterator[None]:
+        """Counts the time until it is left for `part`."""
+        began = time.monotonic()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
+
+
+def epochs_of(config: ml_collections.ConfigDict, round_: int) -> int:
+    """Local epochs of a round: E, or `last.epochs` in a long last round."""
+    return config.last.epochs if config.last.epochs and round_ == config.rounds - 1 else config.epochs
+
+
 def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[str, Any]]:
     """One round of the chosen clients; returns the state after it and its event for the log.
 
     A refused client keeps the state it had, and its upload gets no weight; a round in which all are refused leaves the
     model as it was.
     """
-    began = time.monotonic()
+    began, split = time.monotonic(), Split()
     config, engine, task = federation.config, federation.engine, federation.task
     server, clients, ledger = state.server, list(state.clients), state.ledger
     round_ = int(server.round)
     chosen = participants(config.seed, round_, len(clients), config.participation)
-    delivered = [deliver(federation, server, clients[k], k) for k in chosen]
+    epochs = epochs_of(config, round_)
+    with split.watch("wire"):
+        delivered = [deliver(federation, server, clients[k], k) for k in chosen]
     inputs = round_inputs(
         engine, [message for message, _ in delivered], [clients[k] for k in chosen], chosen,
-        seed=config.seed, round_=round_,
+        seed=config.seed, round_=round_, epochs=epochs,
     )  # fmt: skip
-    outputs = engine.update(round_, task.learning_rate(round_), inputs)
+    outputs = engine.update(round_, rates(task, round_, epochs), inputs, split.watch)
     rows = unstack(outputs, len(chosen))
 
     uploads, accepted, refused = [], [], []
     log: dict[str, dict[str, Any]] = {}
     for k, (_, down), (upload, after, facts) in zip(chosen, delivered, rows, strict=True):
         name = task.client_names[k]
-        decoded, up, reason = collect(federation, upload, clients[k])
+        with split.watch("wire"):
+            decoded, up, reason = collect(federation, upload, clients[k])
+        labels, steps = facts.pop("labels", None), facts.pop("steps", None)
+        if steps is not None and not steps.any():
+            reason = "found no two clusters in any epoch and trained nothing"
         if not reason and not all_finite(after.local):
             reason = "local values that are not finite"
         if down or up:
@@ -217,8 +254,15 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
         log[name] = {key: float(value) for key, value in facts.items() if key != "decision"}
         if "decision" in facts:
             log[name]["decision"] = DECISIONS[int(facts["decision"])]
+        if labels is not None and steps is not None:
+            assert task.labelling
+            log[name] |= task.labelling.describe(labels, k) | {"steps": int(steps.sum())}
+            # The mean over no batch is no loss.
+            if not steps[-1]:
+                del log[name]["loss"]
         log[name] |= {"bytes_down": down, "bytes_up": up, "images": int(task.clients[k].images)}
-    server, weights = engine.aggregate(server, stack_uploads(uploads, chosen, accepted))
+    with split.watch("aggregation"):
+        server, weights = jax.block_until_ready(engine.aggregate(server, stack_uploads(uploads, chosen, accepted)))
     for key, values in weights.items():
         for k, value in zip(chosen, np.asarray(values), strict=True):
             log[task.client_names[k]][key] = float(value)
@@ -228,6 +272,7 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
         "seconds": time.monotonic() - began,
         "clients": log,
         "refused": refused,
+        "split": split.seconds,
     }
     return state._replace(server=server, clients=clients, ledger=ledger), event
 
@@ -258,6 +303,21 @@ def evaluate_before(federation: Federation, state: RunState) -> tuple[dict[str, 
     return results, [message for message, _ in delivered], [length for _, length in delivered]
 
 
+def validate(federation: Federation, state: RunState, messages: Sequence[Message]) -> dict[str, Any] | None:
+    """mAP by true identities of every client's personalised model on its validation images; None without such.
+
+    For choosing settings on development federations: no run reads it.
+    """
+    task = federation.task
+    if task.validate is None:
+        return None
+    rows = {}
+    for k, (message, client) in enumerate(zip(messages, state.clients, strict=True)):
+        model = federation.engine.method.personalise(message, client)
+        rows[task.client_names[k]] = task.validate(merge(model, client.local), k)
+    return {"clients": rows, "mean": mean(list(rows.values()))}
+
+
 def evaluate_after(federation: Federation, state: RunState, messages: Sequence[Message]) -> dict[str, Evaluation]:
     """The same after E more local epochs under each client's mask, which are not uploaded."""
     config, task = federation.config, federation.task
@@ -265,6 +325,7 @@ def evaluate_after(federation: Federation, state: RunState, messages: Sequence[M
     inputs = round_inputs(
         federation.engine, messages, state.clients, everyone, seed=config.seed, round_=config.rounds
     )
-    rate = task.learning_rate(config.rounds - 1)
-    tuned = unstack(federation.engine.fine_tune(config.rounds, rate, inputs), len(state.clients))
+    # The step size of the last rounds that are like the others.
+    factors = rates(task, max(config.rounds - 1 - bool(config.last.epochs), 0), config.epochs)
+    tuned = unstack(federation.engine.fine_tune(config.rounds, factors, inputs), len(state.clients))
     return {task.client_names[k]: task.evaluate(tuned[k], k) for k in everyone}

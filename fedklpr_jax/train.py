@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from fedklpr_jax import checkpoint, report
-from fedklpr_jax.config import flat, validate
+from fedklpr_jax import config as settings
 from fedklpr_jax.data.site import Site
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.features import Evaluation
@@ -29,6 +29,7 @@ from fedklpr_jax.simulation import (
     headline,
     make_federation,
     run_round,
+    validate,
 )
 
 # Settings that may differ between the runs before and after an interruption: they change no number.
@@ -38,7 +39,7 @@ SHOWN_QUERIES = 3
 
 def fingerprint(config: ml_collections.ConfigDict) -> str:
     """Hash of every setting that changes a number."""
-    fixed = {path: value for path, value in flat(config).items() if path not in FREE}
+    fixed = {path: value for path, value in settings.flat(config).items() if path not in FREE}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
@@ -60,7 +61,7 @@ def prepare_directory(config: ml_collections.ConfigDict, command: str) -> Path:
             before = dict(json.loads(known.read_text())["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{known}: no readable configuration of a run; give --config.out=OTHER") from error
-        now = json.loads(json.dumps(flat(config)))
+        now = json.loads(json.dumps(settings.flat(config)))
         for path in sorted((before.keys() | now.keys()) - FREE):
             if before.get(path) != now.get(path):
                 raise InputError(
@@ -70,7 +71,7 @@ def prepare_directory(config: ml_collections.ConfigDict, command: str) -> Path:
         return directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(known, {"command": command, "settings": flat(config)})
+        write_json(known, {"command": command, "settings": settings.flat(config)})
     except OSError as error:
         raise InputError(f"config.out: {directory} cannot be written ({error.strerror}); give another") from error
     return directory
@@ -107,13 +108,13 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
     Raises:
       InputError: bad settings, data or directory; nothing was changed then.
     """
-    validate(config)
-    config = config.copy_and_resolve_references()
+    settings.validate(config)
+    config = settings.resolved(config)
     jax.config.update("jax_compilation_cache_dir", str(cache_directory(config.compilation_cache, "xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     began = time.monotonic()
     console.line(f"{config.method.name} on {config.task.name} re-ID, seed {config.seed}: reading the data")
-    federation = make_federation(config)
+    federation = make_federation(config, console)
     directory = prepare_directory(config, command)
     state, offset = _load_or_start(federation, directory)
     spent = state.seconds
@@ -135,6 +136,10 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
                 before, _, _ = evaluate_before(federation, state)
                 log.write(_eval_event(before, state, "before"))
             for round_ in range(done, config.rounds):
+                if config.last.epochs and 0 < round_ == config.rounds - 1 and round_ % config.eval.every:
+                    # The long last round is reported with and without.
+                    before, _, _ = evaluate_before(federation, state)
+                    log.write(_eval_event(before, state, "before"))
                 state, event = run_round(federation, state)
                 log.write(event)
                 text = _round_text(event)
@@ -151,7 +156,10 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
 
 def _round_text(event: dict[str, Any]) -> str:
     rows = event["clients"].values()
-    text = f"loss {mean([row['loss'] for row in rows]):.3f}"
+    loss = mean([row.get("loss") for row in rows])
+    text = "no loss" if loss is None else f"loss {loss:.3f}"
+    if all("clusters" in row for row in rows):
+        text += f", clusters {sum(row['clusters'][-1] for row in rows)}"
     if all("density" in row for row in rows):
         text += f", density {mean([row['density'] for row in rows]):.2f}"
     return text + (f", {len(event['refused'])} refused" if event["refused"] else "")
@@ -185,6 +193,7 @@ def _conclude(
     log.write(_eval_event(after, state, "after"))
     events = read_metrics(directory / "metrics.jsonl")
     table_before, table_after = headline(before, state.clients), headline(after, state.clients)
+    start = _evaluated_at(events, 0)
     summary = {
         "method": config.method.name,
         "task": config.task.name,
@@ -194,6 +203,10 @@ def _conclude(
         "clients": table_before["clients"],
         "mean": table_before["mean"],
         "after": table_after,
+        "start": start,
+        "before_last_round": _evaluated_at(events, config.rounds - 1) if config.last.epochs else None,
+        "validation": validate(federation, state, messages),
+        "failures": _failures(events, start, table_before["mean"]),
         "bytes": ledger.summary(),
         "saving": ledger.saving,
         "average_precisions": {name: result.average_precisions for name, result in before.items()},
@@ -210,6 +223,32 @@ def _conclude(
     names = ("report.html", "summary.json", "metrics.jsonl", "checkpoints")
     console.table(summary, [directory / name for name in names])
     return summary
+
+
+def _evaluated_at(events: Sequence[Mapping[str, Any]], round_: int) -> dict[str, Any] | None:
+    """The logged evaluation "before" after so many rounds."""
+    for event in events:
+        if event["event"] == "eval" and event["stage"] == "before" and event["round"] == round_:
+            return {key: event[key] for key in ("clients", "mean")}
+    return None
+
+
+def _failures(
+    events: Sequence[Mapping[str, Any]], start: Mapping[str, Any] | None, end: Mapping[str, Any]
+) -> list[str]:
+    """Why an unsupervised run counts as failed: it clusters too little, or ends no better than it began."""
+    rows = [event["clients"].values() for event in events if event["event"] == "round"][-1]
+    clustered = [(row["images"], row["clustered"][-1]) for row in rows if "clustered" in row]
+    if not clustered:
+        return []
+    share = sum(images * part for images, part in clustered) / sum(images for images, _ in clustered)
+    failures = []
+    if share < 0.5:
+        failures.append(f"fewer than half of the images are clustered at the end ({100 * share:.0f} %)")
+    first = start["mean"]["map"] if start else None
+    if first is not None and end["map"] <= first:
+        failures.append(f"mAP {100 * end['map']:.1f} % is no better than the {100 * first:.1f} % it started from")
+    return failures
 
 
 def ranked_lists(

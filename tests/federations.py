@@ -9,13 +9,13 @@ import ml_collections
 import numpy as np
 import optax
 
-from fedklpr_jax.config import default_config
+from fedklpr_jax.config import default_config, resolved
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.data.site import Site
 from fedklpr_jax.federated import ClientData, Method, Task
 from fedklpr_jax.methods import make_method
 from fedklpr_jax.models.spec import ModelSpec
-from fedklpr_jax.tasks import supervised
+from fedklpr_jax.tasks import supervised, unsupervised
 
 TINY = ModelSpec("tiny", (8, 8), (1, 1), stem="3x3/2")
 SPECS = tuple(
@@ -31,8 +31,9 @@ def tiny_config(method: str, **settings: object) -> ml_collections.ConfigDict:
     config.data.height, config.data.width, config.data.pad = 32, 16, 2
     config.task.people, config.task.shots = 4, 2
     config.rounds = 4
+    config.task.name = "supervised"
     config.update_from_flattened_dict({path.replace("__", "."): value for path, value in settings.items()})
-    return config
+    return resolved(config)
 
 
 def tiny_sites() -> list[Site]:
@@ -45,6 +46,11 @@ def tiny_task(config: ml_collections.ConfigDict, method: Method | None = None) -
     method = method or make_method(config.method)
     union = not method.is_local("params/classifier/kernel")
     return supervised.make_task(tiny_sites(), TINY, config, union=union), method
+
+
+def tiny_unsupervised_task(config: ml_collections.ConfigDict, method: Method | None = None) -> tuple[Task, Method]:
+    """The same without labels; `config` is of `tiny_config(..., task__name="unsupervised")`."""
+    return unsupervised.make_task(tiny_sites(), TINY, config), method or make_method(config.method)
 
 
 def toy_task(
@@ -83,5 +89,5 @@ def toy_task(
         plan=lambda seed, round_, client, epochs: np.full((epochs, steps, 1), client, np.int32),
         evaluate=lambda variables, client: {},
         optimizer=optax.sgd(1.0) if optimizer is None else optimizer,
-        learning_rate=lambda round_: 0.5,
+        learning_rate=lambda round_, epoch: 0.5,
     )

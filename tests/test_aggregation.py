@@ -114,3 +114,22 @@ def test_image_weights_leave_the_refused_out():
     weights = agg.image_weights(jnp.array([10.0, 30.0, 100.0]), jnp.array([True, True, False]))
     assert weights.tolist() == [0.25, 0.75, 0.0]
     assert agg.image_weights(jnp.array([10.0, 30.0]), jnp.array([False, False])).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("moved", "expected"),
+    [
+        ([1.0, 3.0, 0.0], [0.25, 0.75, 0.0]),
+        ([0.0, 0.0, 2.0], [0.0, 0.0, 1.0]),
+        ([0.0, 0.0, 0.0], [0.2, 0.3, 0.5]),
+        ([4e-13, 3e-13, 0.0], [0.2, 0.3, 0.5]),
+        ([1e-9, 1e-9, 2e-9], [0.25, 0.25, 0.5]),
+    ],
+)
+def test_distance_weights_by_hand(moved, expected):
+    found = agg.distance_weights(jnp.array(moved), jnp.array([0.2, 0.3, 0.5]))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_distance_weights_where_nobody_is_left():
+    assert agg.distance_weights(jnp.zeros(2), jnp.zeros(2)).tolist() == [0.0, 0.0]

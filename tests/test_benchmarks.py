@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import clustering, wire
 from benchmarks import round as benchmark
-from benchmarks import wire
 from benchmarks._common import timed_in_turn
 
 SCRIPTS = sorted(
@@ -55,7 +55,7 @@ def test_the_bare_steps_do_the_work_of_a_round():
     task = rounds.engine.task
     works = benchmark.round_work(rounds.engine, rounds.server, rounds.clients)
     trained = benchmark.run_steps(
-        benchmark.bare_step(task), jax.device_put(task.arrays), works, jnp.float32(task.learning_rate(0))
+        benchmark.bare_step(task), jax.device_put(task.arrays), works, jnp.float32(task.learning_rate(0, 0))
     )
     mail = benchmark.one_mail(rounds)
     start = jax.device_get(rounds.server.model)["params"]["trunk"]
@@ -84,3 +84,11 @@ def test_the_wire_benchmark_prints_its_tables(capsys):
     wire.main(["0.05"])
     sizes, changes = tables(capsys.readouterr().out)
     assert (len(sizes), len(changes)) == (1 + len(wire.SPARSITIES), 1 + len(wire.FLIPS))
+
+
+def test_the_clustering_benchmark_finds_the_same_clusters_in_every_form(capsys):
+    clustering.main(["--small"])
+    ((head, *rows),) = tables(capsys.readouterr().out)
+    assert [row[1] for row in rows] == list(clustering.FORMS) and all(len(row) == len(head) for row in rows)
+    found = [(int(row[head.index("clusters")]), float(row[head.index("agreement")])) for row in rows]
+    assert found == [(found[0][0], 1.0)] * 3 and found[0][0] > 1

@@ -23,10 +23,11 @@ from PIL import Image
 
 from fedklpr_jax import checkpoint, cli, exchange, simulation
 from fedklpr_jax import round as rounds
+from fedklpr_jax.config import resolved
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.data.folder import SPLITS
 from fedklpr_jax.errors import InputError
-from fedklpr_jax.metrics import read_metrics
+from fedklpr_jax.metrics import Console, read_metrics
 from fedklpr_jax.trees import parameter_count
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +36,8 @@ CLIENTS = ("harbour", "arena")
 ROUNDS = 4
 TINY = (
     "--config.data.clients=" + ",".join(CLIENTS), "--config.data.height=32", "--config.data.width=16",
-    "--config.model.arch=thin", f"--config.rounds={ROUNDS}", "--config.epochs=1", "--config.eval.every=3",
+    "--config.task.name=supervised", "--config.model.arch=thin", f"--config.rounds={ROUNDS}", "--config.epochs=1",
+    "--config.eval.every=3",
     "--config.method.prune.step=0.2", "--config.method.prune.target=0.3", "--config.method.crr.drop=1",
     "--config.method.crr.recover=1",
 )  # fmt: skip
@@ -107,7 +109,7 @@ def summary_of(directory: Path) -> dict:
 
 def final_state(directory: Path) -> tuple[rounds.ServerState, list[rounds.ClientState], simulation.Federation]:
     """Server and clients of the last checkpoint, and the federation they belong to."""
-    federation = simulation.make_federation(cli.parse(settings(directory)))
+    federation = simulation.make_federation(resolved(cli.parse(settings(directory))), Console())
     server, clients = rounds.start(federation.task, federation.engine.method, 0)
     tree, _ = checkpoint.restore(directory / "checkpoints", ROUNDS, {"server": server, "clients": clients})
     return tree["server"], tree["clients"], federation

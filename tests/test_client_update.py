@@ -49,7 +49,8 @@ def prepare(task, method, *, epochs=1, mask=None, model=None):
 
 
 def update(stages, inputs, rate=RATE):
-    return jax.jit(stages.update)(stages.task.arrays, jnp.int32(1), rate, inputs)
+    rates = jnp.full(len(inputs.plan), rate)
+    return jax.jit(stages.update)(stages.task.arrays, jnp.int32(1), rates, inputs)
 
 
 def trunk(model):
@@ -194,7 +195,7 @@ def test_fine_tuning_trains_the_personalised_model_and_leaves_the_mask():
     task = toy_task(TARGET, steps=2)
     stages, inputs = prepare(task, partial_sharing(personalise=personalise), mask=keep(True, False), model=[0.0, 3.0])
     before = jax.tree.map(np.array, inputs.client)
-    variables = jax.jit(stages.fine_tune)(task.arrays, jnp.int32(1), RATE, inputs)
+    variables = jax.jit(stages.fine_tune)(task.arrays, jnp.int32(1), RATE[None], inputs)
     assert trunk(variables) == [3.0, 0.0]
     assert variables["params"]["classifier"]["kernel"].tolist() == [7.5]
     for now, then in zip(jax.tree.leaves(inputs.client), jax.tree.leaves(before), strict=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedklpr_jax.config import FIELDS, default_config, flat, validate
+from fedklpr_jax.config import FIELDS, ByTask, default_config, flat, resolved, validate
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.methods import METHODS
 
@@ -28,7 +28,21 @@ def test_the_defaults_are_valid_fresh_and_complete():
     validate(one)
     one.method.kll.weight = 7.0
     assert other.method.kll.weight == FIELDS["method.kll.weight"].default
-    assert flat(other) == {path: field.default for path, field in FIELDS.items()}
+    assert flat(other) == {
+        path: None if isinstance(field.default, ByTask) else field.default for path, field in FIELDS.items()
+    }
+
+
+@pytest.mark.parametrize("task", ["supervised", "unsupervised"])
+def test_settings_left_empty_get_the_value_of_the_task(task):
+    config = changed("task.name", task)
+    config.optimizer.learning_rate = 0.5
+    values = flat(resolved(config))
+    assert values["optimizer.learning_rate"] == 0.5 and flat(config)["model.weights"] is None
+    for path, field in FIELDS.items():
+        if isinstance(field.default, ByTask) and path != "optimizer.learning_rate":
+            assert values[path] == getattr(field.default, task), path
+    validate(resolved(config))
 
 
 def test_every_setting_says_what_it_means_and_what_is_right():
@@ -40,12 +54,11 @@ def test_every_setting_says_what_it_means_and_what_is_right():
 
 @pytest.mark.parametrize("path", [path for path, field in FIELDS.items() if field.right])
 def test_every_limited_setting_refuses_what_is_outside(path):
-    default = FIELDS[path].default
-    bad = "no such name/" if isinstance(default, str) else type(default)(-1)
+    bad = "no such name/" if FIELDS[path].type is str else FIELDS[path].type(-1)
     with pytest.raises(InputError) as caught:
         validate(changed(path, bad))
     assert str(caught.value) == f"config.{path}: {bad!r} is not allowed; give {FIELDS[path].right}"
-    if isinstance(default, float):
+    if FIELDS[path].type is float:
         for value in (float("nan"), float("inf")):
             with pytest.raises(InputError, match="is not allowed"):
                 validate(changed(path, value))

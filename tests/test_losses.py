@@ -60,3 +60,21 @@ def test_triplet_is_finite_where_pictures_repeat_or_nothing_is_comparable():
 def test_proximal_by_hand():
     loss = losses.proximal({"a": jnp.array([1.0, 2.0])}, {"a": jnp.array([0.0, 4.0])})
     assert float(loss) == pytest.approx(2.5)
+
+
+def test_cosine_distance_by_hand():
+    reference = jnp.array([[3.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
+    local = jnp.array([[0.0, 2.0], [5.0, 5.0], [-1.0, 0.0]])
+    # A right angle, the same direction, the opposite one: lengths do not count.
+    assert float(losses.cosine_distance(reference, local)) == pytest.approx((1 + 0 + 2) / 3, abs=1e-6)
+    assert float(losses.cosine_distance(local, reference)) == pytest.approx(1.0, abs=1e-6)
+    gradient = jax.grad(lambda x: losses.cosine_distance(reference, x))(local)
+    # Of the first row -(1, 0) / 2, a third of it: towards the reference and across the row itself.
+    np.testing.assert_allclose(gradient[0], [-1 / 6, 0.0], atol=1e-6)
+    np.testing.assert_allclose(jnp.sum(gradient * local, axis=1), 0.0, atol=1e-6)
+
+
+def test_cosine_distance_of_a_row_of_zeros_is_finite_as_is_its_gradient():
+    zeros = jnp.zeros((1, 2))
+    value, gradient = jax.value_and_grad(lambda x: losses.cosine_distance(jnp.ones((1, 2)), x))(zeros)
+    assert np.isfinite(value) and np.isfinite(gradient).all()

@@ -209,6 +209,28 @@ def test_table_fits_80_columns_and_crops_only_names(monkeypatch):
     assert "wrote run/report.html" in text
 
 
+def test_table_tells_start_and_failures():
+    out = io.StringIO()
+    start = {"clients": {"b": {"map": 0.1}}, "mean": {"map": 0.4123}}
+    failures = ["fewer than half of the images clustered at the end (0.41)", "mAP [red]31.0 % is no better"]
+    Console(out).table({**_summary(), "start": start, "before_last_round": None, "failures": failures}, [Path("x")])
+    lines = out.getvalue().splitlines()
+    assert "mAP mean: 41.2 % at the start, 50.0 % at the end" in lines
+    assert lines[-2:] == [f"failed: {text}" for text in failures]
+    out = io.StringIO()
+    Console(out).table({**_summary(), "start": start, "before_last_round": {"clients": {}, "mean": {"map": 0.45}}})
+    assert "mAP mean: 41.2 % at the start, 45.0 % before the last round, 50.0 % at the end\n" in out.getvalue()
+
+
+def test_table_of_a_supervised_run_is_as_before():
+    outs = [io.StringIO(), io.StringIO()]
+    empty = {"start": None, "before_last_round": None, "failures": [], "validation": None}
+    for out, more in zip(outs, ({}, empty), strict=True):
+        Console(out).table({**_summary(), **more})
+    assert outs[0].getvalue() == outs[1].getvalue()
+    assert "start" not in outs[0].getvalue() and "failed" not in outs[0].getvalue()
+
+
 def test_table_of_a_run_that_sent_nothing():
     summary = {**_summary(), "after": None, "saving": None, "clients": {"b": {"rank1": 0.5}}, "mean": {"rank1": 0.5},
                "bytes": {"total": 0, "dense_total": 0, "per_client": {}}}

@@ -56,4 +56,11 @@ def test_the_backbone_is_slow_but_not_its_embedding_block():
 )
 def test_the_step_size_falls_once(decay_from, rounds, expected):
     factor = step_decay(ml_collections.ConfigDict({"decay_from": decay_from, "decay": 0.2}), rounds)
-    assert [factor(round_) for round_ in range(rounds)] == expected
+    assert [factor(round_, 1) for round_ in range(rounds)] == expected
+
+
+def test_a_long_last_round_warms_up_and_falls_every_so_many_epochs():
+    last = ml_collections.ConfigDict({"epochs": 5, "warmup": 1, "decay_every": 2})
+    factor = step_decay(ml_collections.ConfigDict({"decay_from": 0.5, "decay": 0.2}), 3, last)
+    assert [factor(round_, 0) for round_ in range(2)] == [1, 1]
+    np.testing.assert_allclose([factor(2, epoch) for epoch in range(5)], [0.5, 1, 0.1, 0.1, 0.01], rtol=1e-6)

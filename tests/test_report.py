@@ -5,6 +5,7 @@ import doctest
 import io
 import json
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,15 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedklpr_jax import figures
+from fedklpr_jax import figures, plots, report_sections
 from fedklpr_jax.errors import InputError
-from fedklpr_jax.figures import LIGHT, Curve, Panel, Plot, client_styles, draw, run_plots
+from fedklpr_jax.figures import LIGHT, Bars, Curve, Panel, Plot, client_styles, draw
 from fedklpr_jax.metrics import MetricsLog, write_json
+from fedklpr_jax.plots import idle_epochs, run_plots
 from fedklpr_jax.report import RankedList, write_report
 
 EVIL = "<script>alert('$x^$')</script>"
 PANELS = ["Accuracy per round", "Accuracy against bytes exchanged", "Density", "Aggregation weights",
           "Validation scores", "Training loss", "Ranked lists", "Refused", "Notes", "Run it again"]
+UNSUPERVISED_PANELS = ["From start to end", "Pseudo labels", "Time per round", "Epochs without a cluster"]
 
 
 def _run(directory: Path, events: list[dict], **summary: object) -> Path:
@@ -83,14 +86,40 @@ def _parse(path: Path) -> _Tags:
     return parser
 
 
+def _has(text: str, panel: str) -> bool:
+    return f"<b>{panel}</b>" in text or f"<h2>{panel}</h2>" in text
+
+
+def _unsupervised_events() -> list[dict]:
+    """Two rounds of two epochs; `EVIL` finds no cluster in round 0, epoch 1, `b` none at all in round 1."""
+    nothing = {"clusters": [0, 0], "clustered": [0.0, 0.0], "purity": [None, None], "steps": 0, "loss": None}
+    first = {"clusters": [20, 0], "clustered": [0.9, 0.0], "purity": [0.8, None], "steps": 5, "loss": 2.0}
+    then = {"clusters": [24, 25], "clustered": [0.95, 1.0], "purity": [0.85, 0.9], "steps": 9, "loss": 1.5}
+    split = {"embedding": 2.0, "clustering": 1.0, "training": 6.0, "pruning": 0.5, "aggregation": 0.25, "wire": 0.25}
+    return [
+        {"event": "round", "round": 0, "clients": {EVIL: first, "b": then}, "refused": [],
+         "split": {**split, "training": 90.0}},
+        {"event": "round", "round": 1, "clients": {EVIL: then, "b": nothing}, "refused": [], "split": split},
+    ]
+
+
+def _unsupervised_run(directory: Path, events: list[dict], **summary: object) -> Path:
+    start = {"clients": {EVIL: {"rank1": 0.4, "map": 0.2}, "b": {"rank1": 0.3, "map": 0.15}},
+             "mean": {"rank1": 0.35, "map": 0.175}}
+    validation = {"clients": {EVIL: 0.3, "b": 0.1}, "mean": 0.2}
+    return _run(directory, events, **{"after": None, "start": start, "before_last_round": None, "failures": [],
+                                      "validation": validation, **summary})
+
+
 def test_examples_in_the_docs():
-    assert doctest.testmod(figures).failed == 0
+    for module in (figures, plots, report_sections):
+        assert doctest.testmod(module).failed == 0
 
 
 def test_every_panel_is_there(full):
     text = full.read_text()
     for panel in PANELS:
-        assert f"<b>{panel}</b>" in text or f"<h2>{panel}</h2>" in text, panel
+        assert _has(text, panel), panel
     assert "FedKLPR on re-ID" in text and "seed 7" in text and "python run.py &#x27;--name=a b&#x27;" in text
     assert "After local fine-tuning" in text and "62.5" in text and "3.0 MB" in text and "25.0 %" in text
     assert text.count("bad &lt;b&gt;") == 1 and "round 0" in text
@@ -102,8 +131,8 @@ def test_panels_without_data_are_left_out(tmp_path):
     write_json(tmp_path / "config.json", {})
     text = write_report(tmp_path, {}).read_text()
     assert path == tmp_path / "report.html"
-    for panel in PANELS:
-        assert (f"<b>{panel}</b>" in text or f"<h2>{panel}</h2>" in text) == (panel == "Training loss"), panel
+    for panel in PANELS + UNSUPERVISED_PANELS:
+        assert _has(text, panel) == (panel == "Training loss"), panel
     assert "After local" not in text and "saved against" not in text
 
 
@@ -139,8 +168,9 @@ def test_hits_and_misses_are_marked_by_more_than_colour(full):
         ("query", "query"), ("hit", "✓ 1"), ("miss", "✗ 2")]
 
 
-def test_equal_runs_give_equal_bytes(full, tmp_path):
-    again = write_report(_run(tmp_path, _events()), _ranked())
+def test_equal_runs_give_equal_bytes_and_empty_entries_change_none(full, tmp_path):
+    empty = {"start": None, "before_last_round": None, "failures": [], "validation": None}
+    again = write_report(_run(tmp_path, _events(), **empty), _ranked())
     assert again.read_bytes() == full.read_bytes()
 
 
@@ -173,13 +203,125 @@ def test_values_and_units_of_the_curves():
     assert megabytes.xlabel == "MB exchanged"
     assert [(curve.x, curve.y, curve.label) for curve in megabytes.panels[0].curves] == [
         ([1.0], [50.0], "Rank-1"), ([1.0], [25.0], "mAP")]
-    assert plots["Density"].decisions == {EVIL: {0: "accepted", 1: "rejected"}, "b": {}}
+    assert plots["Density"].marks == {EVIL: {0: "accepted", 1: "rejected"}, "b": {}}
     assert [panel.ylabel for panel in plots["Aggregation weights"].panels] == ["KLAW a (nat)", "PRAW b", "final weight"]
     # A null (a loss that was no number) is no point.
     assert len(plots["Training loss"].panels[0].curves) == 1
 
 
-def test_decision_rows_take_any_name(recwarn):
+def test_sections_of_a_supervised_run_stay_as_they_were(full):
+    text = full.read_text()
+    assert re.findall("<h2>([^<]*)</h2>", text) == [
+        "Course of the run", "Ranked lists", "Refused", "Notes", "Run it again", "Configuration"]
+    assert re.findall("<figcaption><b>([^<]*)</b>", text) == PANELS[:6]
+    assert 'role="alert"' not in text and "start" not in text.split("<body>")[1]
+
+
+def test_an_unsupervised_run_has_its_panels(tmp_path):
+    text = write_report(_unsupervised_run(tmp_path, _unsupervised_events()), {}).read_text()
+    for panel in UNSUPERVISED_PANELS:
+        assert _has(text, panel), panel
+    assert "mean mAP: start 17.5 % → 25.0 %" in text
+    assert "<script" not in text and "Before the last round" not in text and 'role="alert"' not in text
+    listed = re.search("<h2>Epochs without a cluster</h2>.*?</ul>", text).group()
+    assert re.findall("<li>(.*?)</li>", listed) == [
+        "&lt;script&gt;alert(&#x27;$x^$&#x27;)&lt;/script&gt;: round 0, epoch 1", "b: round 1, epochs 0, 1"]
+
+
+def _stage_cells(text: str) -> list[list[str]]:
+    section = re.search("<h2>From start to end</h2>.*?</table>", text).group()
+    return [re.findall("<t[dh][^>]*>([^<]*)<", line) for line in re.findall("<tr>.*?</tr>", section)]
+
+
+def test_start_end_and_held_out_images_by_hand(tmp_path):
+    cells = _stage_cells(write_report(_unsupervised_run(tmp_path, []), {}).read_text())
+    assert cells == [
+        ["", "Start (%)", "End (%)", "Change", "Held-out training images"],
+        ["Client", "Rank-1", "mAP", "Rank-1", "mAP", "mAP (points)", "mAP (%)"],
+        [escape(EVIL), "40.0", "20.0", "50.0", "25.0", "+5.0", "30.0"],
+        ["b", "30.0", "15.0", "50.0", "25.0", "+10.0", "10.0"],
+        ["mean", "35.0", "17.5", "50.0", "25.0", "+7.5", "20.0"],
+    ]
+
+
+def test_result_before_the_last_round_and_missing_numbers(tmp_path):
+    before = {"clients": {"b": {"map": 0.5}}, "mean": {"map": 0.5}}
+    cells = _stage_cells(write_report(_unsupervised_run(
+        tmp_path, [], before_last_round=before, validation=None, start={"clients": {}, "mean": {"map": 0.5}},
+    ), {}).read_text())
+    assert cells[0] == ["", "Start (%)", "Before the last round (%)", "End (%)", "Change"]
+    assert cells[2] == [escape(EVIL), "-", "-", "-", "-", "50.0", "25.0", "-"]
+    assert cells[4] == ["mean", "-", "50.0", "-", "50.0", "50.0", "25.0", "-25.0"]
+
+
+def test_failures_stand_above_all_numbers(tmp_path):
+    failures = ["fewer than half of the images clustered at the end (0.41)", "mAP <b>31.0 %</b> is no better"]
+    body = write_report(_unsupervised_run(tmp_path, [], failures=failures), {}).read_text().split("<body>")[1]
+    banner = re.search('<div class="card failed" role="alert">.*?</div>', body)
+    assert banner.end() < body.index('class="tiles"')
+    assert re.findall("<li>(.*?)</li>", banner.group()) == [escape(text) for text in failures]
+
+
+def test_epochs_are_points_of_their_rounds_and_gaps_stay_gaps():
+    found = {plot.title: plot for plot in run_plots(_unsupervised_events(), client_styles([EVIL, "b", "absent"]))}
+    purity, clusters, clustered = found["Pseudo labels"].panels
+    curves = [(list(curve.x), [round(value, 6) for value in curve.y], curve.style.colour) for curve in purity.curves]
+    one, two = figures.COLOURS[:2]
+    assert curves == [([0.0], [80.0], one), ([1.0, 1.5], [85.0, 90.0], one), ([0.0, 0.5], [85.0, 90.0], two)]
+    assert [(list(curve.x), list(curve.y)) for curve in clusters.curves] == [
+        ([0.0, 0.5, 1.0, 1.5], [20, 0, 24, 25]), ([0.0, 0.5, 1.0, 1.5], [24, 25, 0, 0])]
+    assert [list(curve.y) for curve in clustered.curves] == [[90.0, 0.0, 95.0, 100.0], [95.0, 100.0, 0.0, 0.0]]
+    assert found["Pseudo labels"].marks == {
+        EVIL: {0.5: "no cluster"}, "b": {1.0: "no cluster", 1.5: "no cluster"}, "absent": {}}
+    # Entries per epoch are no numbers of the round; those beside them still are.
+    assert [list(curve.y) for curve in found["Training loss"].panels[0].curves] == [[2.0, 1.5], [1.5]]
+    assert idle_epochs(_unsupervised_events()) == [(EVIL, 0, 1), ("b", 1, 0), ("b", 1, 1)]
+
+
+def test_no_rows_of_marks_without_an_idle_epoch_and_none_of_a_list_is_left_out():
+    rounds = [{"event": "round", "round": 0, "clients": {"b": {"clusters": [3], "purity": None}}}]
+    (plot,) = run_plots(rounds, client_styles(["b"]))
+    assert not plot.marks and [panel.ylabel for panel in plot.panels] == ["clusters"]
+
+
+def test_time_split_is_stacked_and_its_mean_leaves_out_compilation():
+    found = {plot.title: plot for plot in run_plots(_unsupervised_events(), client_styles([EVIL, "b"]))}
+    plot = found["Time per round"]
+    assert [(bars.label, list(bars.y)) for bars in plot.panels[0].bars] == [
+        ("embedding", [2.0, 2.0]), ("clustering", [1.0, 1.0]), ("training", [90.0, 6.0]), ("pruning", [0.5, 0.5]),
+        ("aggregation", [0.25, 0.25]), ("wire", [0.25, 0.25])]
+    assert plot.caption == (
+        "Mean without the first round, which compiles: embedding 2.0 s (20 %), clustering 1.0 s (10 %), "
+        "training 6.0 s (60 %), pruning 0.5 s (5 %), aggregation 0.2 s (2 %), wire 0.2 s (2 %).")
+    assert len({bars.colour for bars in plot.panels[0].bars}) == 6
+
+
+def test_phases_a_round_lacks_count_as_no_time():
+    rounds = [
+        {"event": "round", "round": 2, "split": {"training": 3.0, "wire": 1.0, "pruning": 2.0}, "clients": {}},
+        {"event": "round", "round": 1, "split": {"training": 1.0}, "clients": {}},
+        {"event": "round", "round": 0, "split": {"training": 9.0, "wire": None}, "clients": {}},
+        {"event": "round", "round": 3, "clients": {}},
+    ]
+    (plot,) = run_plots(rounds, {})
+    assert [(bars.label, list(bars.x), list(bars.y)) for bars in plot.panels[0].bars] == [
+        ("training", [0, 1, 2], [9.0, 1.0, 3.0]), ("pruning", [0, 1, 2], [0.0, 0.0, 2.0]),
+        ("wire", [0, 1, 2], [0.0, 0.0, 1.0])]
+    assert "training 2.0 s (57 %), pruning 1.0 s (29 %), wire 0.5 s (14 %)" in plot.caption
+    (alone,) = run_plots(rounds[1:2], {})
+    assert alone.caption == "Mean: training 1.0 s (100 %)."
+
+
+def test_bars_are_drawn_in_their_colours_one_on_the_other():
+    layers = [Bars([0, 1], [1.0, 1.0], "#0072B2", "below"), Bars([0, 1], [1.0, 1.0], "#E69F00", "above")]
+    image = Image.open(io.BytesIO(draw(Plot("t", "c", [Panel("s", bars=layers)], "x"), LIGHT))).convert("RGB")
+    pixels = np.asarray(image).astype(int)
+    below, above = (np.argwhere(np.abs(pixels - colour).sum(-1) < 30) for colour in ((0, 114, 178), (230, 159, 0)))
+    # The legend shows each colour once, above the axes: medians are of the bars.
+    assert len(below) > 5000 and len(above) > 5000 and np.median(above[:, 0]) < np.median(below[:, 0])
+
+
+def test_rows_of_marks_take_any_name(recwarn):
     panel = Panel("y", [Curve([0], [1.0])])
     names = [EVIL, "$\\frac{$", "行人", "_hidden", ""]
     for count in (1, 60):

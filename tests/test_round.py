@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedklpr_jax import aggregation, pruning
+from fedklpr_jax import aggregation, client_maps, pruning
 from fedklpr_jax import round as rounds
 from fedklpr_jax.federated import ClientContext, Method, Uploads
 from tests.federations import tiny_config, tiny_task
@@ -92,13 +92,13 @@ def test_clients_run_their_own_number_of_steps():
     dirty = inputs.plan.copy()
     for k, steps in enumerate(inputs.steps):
         dirty[k, :, steps:] = 7
-    clean = engine.update(0, 1.0, inputs)
+    clean = engine.update(0, np.ones(1), inputs)
     for a, b in zip(
-        jax.tree.leaves(clean), jax.tree.leaves(engine.update(0, 1.0, inputs._replace(plan=dirty))), strict=True
+        jax.tree.leaves(clean), jax.tree.leaves(engine.update(0, np.ones(1), inputs._replace(plan=dirty))), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     # And a client with no step at all comes back as it went.
-    nothing = engine.update(0, 1.0, inputs._replace(steps=np.zeros_like(inputs.steps)))
+    nothing = engine.update(0, np.ones(1), inputs._replace(steps=np.zeros_like(inputs.steps)))
     for a, b in zip(jax.tree.leaves(nothing[0].model), jax.tree.leaves(inputs.message.model), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -112,7 +112,7 @@ def test_loop_names_stage_and_client():
     method = Method("broken", begin=explode)
     server, clients = rounds.start(task, method, SEED)
     engine = rounds.make_engine(task, method, epochs=1, client_map="loop")
-    with pytest.raises(rounds.StageError, match=re.escape("client pier, stage begin: no such luck")):
+    with pytest.raises(client_maps.StageError, match=re.escape("client pier, stage begin: no such luck")):
         rounds.simulate(engine, server, clients, seed=SEED)
     with pytest.raises(ValueError, match="client_map"):
         rounds.make_engine(task, method, epochs=1, client_map="threads")
@@ -125,7 +125,7 @@ def test_the_mean_over_devices_is_the_mean(clients):
     masks = {"w": random.random((clients, 5)) < 0.5}
     weights = random.random(clients).astype(np.float32)
     previous = {"w": np.full(5, 9, np.float32)}
-    sharded = jax.jit(rounds._sharded_mean(rounds.client_mesh(4)))
+    sharded = jax.jit(rounds._sharded_mean(client_maps.client_mesh(4)))
     for kept in (masks, None):
         expected = aggregation.masked_mean(params, kept, weights, previous)
         np.testing.assert_allclose(sharded(params, kept, weights, previous)["w"], expected["w"], rtol=1e-5)

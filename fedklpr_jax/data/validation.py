@@ -1,4 +1,4 @@
-"""The validation split: whole identities held out of a client's training images.
+"""The validation split: whole identities held out of a client's training images, or whole images without labels.
 
 Pruning decisions and model choice are scored on these people, never on the test set; every method trains on the same
 remainder. The papers gate on test data or say nothing, so the numbers here are our choice.
@@ -47,6 +47,22 @@ def hold_out_identities(ids: np.ndarray, cams: np.ndarray, *, seed: int, client:
     single = ~np.isin(shuffled, ids[_has_other_camera(ids, cams)])
     chosen = shuffled[np.argsort(single, kind="stable")][:count]
     return np.isin(ids, chosen)
+
+
+def hold_out_images(count: int, *, seed: int, client: str = "client") -> np.ndarray:
+    """Marks a tenth of `count` images, at least 4, for a task that knows no identities: bool [count].
+
+    Raises:
+      InputError: fewer than 16 images.
+
+    >>> int(hold_out_images(100, seed=0).sum())
+    10
+    """
+    if count < 16:
+        raise InputError(f"{client}: {count} training images are too few to cluster; give 16 or more")
+    held = np.zeros(count, bool)
+    held[np.random.default_rng(seed).permutation(count)[: max(round(count / 10), LEAST)]] = True
+    return held
 
 
 def valid_cross_camera(ids: np.ndarray, cams: np.ndarray) -> int:

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.reciprocal import expanded_reciprocal, query_expansion
 
 _BLOCK = 256
 
@@ -60,35 +61,6 @@ def _nearest(joint: _Joint, cuts: list[int]) -> np.ndarray:
         for i in np.flatnonzero((values[:, inner - 1] == values[:, inner]).any(axis=1)):
             nearest[start + i] = np.argsort(rows[i])[:count]
     return nearest
-
-
-def _indicator(columns: np.ndarray) -> sp.csr_matrix:
-    """0/1 matrix with ones at `columns` int [n, k] of each row."""
-    size, count = columns.shape
-    ones = np.ones(size * count, np.int32)
-    return sp.csr_matrix((ones, columns.ravel(), np.arange(0, size * count + 1, count)), shape=(size, size))
-
-
-def _reciprocal(nearest: np.ndarray, k: int) -> sp.csr_matrix:
-    """R(p, k), equation 2: p and those among its k nearest that have p among theirs; symmetric."""
-    neighbours = _indicator(nearest[:, : k + 1])
-    # Behind k copies of itself an image is missing from its own neighbours; the identity puts it back.
-    mutual = neighbours.multiply(neighbours.T).maximum(sp.identity(len(nearest), np.int32, format="csr"))
-    return mutual.tocsr()
-
-
-def _expanded(nearest: np.ndarray, k1: int) -> sp.csr_matrix:
-    """R*(p, k1), equation 3: R(p, k1) with R(c, k1 / 2) of its members c that lie in it by more than two thirds."""
-    wide = _reciprocal(nearest, k1)
-    narrow = _reciprocal(nearest, round(k1 / 2))
-    sizes = np.asarray(narrow.sum(axis=1)).ravel()
-    overlap = (wide @ narrow).multiply(wide).tocoo()
-    accepted = 3 * overlap.data > 2 * sizes[overlap.col]
-    ones = np.ones(int(accepted.sum()), np.int32)
-    candidates = sp.csr_matrix((ones, (overlap.row[accepted], overlap.col[accepted])), shape=wide.shape)
-    expanded = (wide + candidates @ narrow).tocsr()
-    expanded.sort_indices()
-    return expanded
 
 
 def _encoded(joint: _Joint, members: sp.csr_matrix) -> sp.csr_matrix:
@@ -158,10 +130,7 @@ def rerank(
 
     joint = _Joint(across, queries, gallery)
     nearest = _nearest(joint, [min(k, joint.size) for k in (k1 + 1, round(k1 / 2) + 1, k2)])
-    encoding = _encoded(joint, _expanded(nearest, k1))
-    if k2 > 1:
-        averaged = nearest[:, :k2]
-        encoding = ((_indicator(averaged).astype(np.float32) @ encoding) / averaged.shape[1]).tocsr()
+    encoding = query_expansion(_encoded(joint, expanded_reciprocal(nearest, k1)), nearest, k2)
 
     gallery_by_member = encoding[q:].tocsc()
     result = np.empty((q, g), np.float32)

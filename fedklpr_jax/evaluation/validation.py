@@ -9,9 +9,14 @@ from fedklpr_jax.evaluation.ranking import JUNK_ID
 
 
 def retrieval_map(
-    features: jax.Array, ids: jax.Array, cams: jax.Array, valid: jax.Array, same_camera: jax.Array | bool
+    features: jax.Array,
+    ids: jax.Array,
+    cams: jax.Array,
+    valid: jax.Array,
+    same_camera: jax.Array | bool,
+    queries: jax.Array | None = None,
 ) -> jax.Array:
-    """Mean average precision with each image as a query against all the others.
+    """Mean average precision with each image, or each of `queries`, as a query against all the others.
 
     Equal to `evaluate_ranking(...).mean_ap` on the same labels: images of the query's identity and camera are left
     out unless `same_camera`, images with identity -1 take no part, a negative at a match's distance stands before it,
@@ -24,6 +29,7 @@ def retrieval_map(
       cams: int32 [n].
       valid: bool [n]; False rows (padding) take no part, whatever they hold.
       same_camera: bool scalar; True lets matches of the query's own camera count.
+      queries: bool [n], which images are queries; None = all.
 
     Returns:
       float32 scalar in [0, 1]; 0.0 if no query has a match, or if a valid feature is not finite or so large that
@@ -57,6 +63,6 @@ def retrieval_map(
     precision = jnp.cumsum(in_order, axis=1) / rank
     found = matches.sum(axis=1)
     ap = jnp.sum(precision * in_order, axis=1) / jnp.maximum(found, 1)
-    queries = jnp.sum(found > 0)
-    score = jnp.sum(ap) / jnp.maximum(queries, 1)
+    counted = found > 0 if queries is None else (found > 0) & queries
+    score = jnp.sum(jnp.where(counted, ap, 0.0)) / jnp.maximum(jnp.sum(counted), 1)
     return jnp.where(finite, score, 0.0).astype(jnp.float32)

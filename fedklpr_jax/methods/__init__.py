@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from fedklpr_jax.federated import Method
-from fedklpr_jax.methods import fedavg, fedklpr, fedpav, fedprox, local
+from fedklpr_jax.methods import fedavg, fedcapr, fedklpr, fedpav, fedprox, local
 
 METHODS: dict[str, Callable[[Any], Method]] = {
     "fedavg": lambda config: fedavg.make(),
+    "fedcapr": lambda config: fedcapr.make(config.capr.weight),
     "fedklpr": lambda config: fedklpr.make(
-        kll=config.kll, klaw=config.klaw, praw=config.praw, klpwa=config.klpwa,
+        kll=config.kll, klaw=config.klaw, praw=config.praw, klpwa=config.klpwa, sas=config.sas,
         prune=config.prune, crr=config.crr, bn=config.bn,
     ),
     "fedpav": lambda config: fedpav.make(),

@@ -38,7 +38,7 @@ class Memory(NamedTuple):
     recovered: jax.Array
 
 
-def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, prune: Any, crr: Any, bn: Any) -> Method:
+def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, sas: Any, prune: Any, crr: Any, bn: Any) -> Method:
     """FedKLPR from its configuration sections (`config.method.kll`, ... ; attributes as in `config.py`)."""
 
     def is_local(path: str) -> bool:
@@ -110,12 +110,14 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, prune: Any, crr: Any, bn
         accepted = uploads.accepted
         # Rounding takes the divergence of all but equal models below 0, and `gain` would make it a negative weight.
         gained = jnp.where(accepted, jnp.maximum(uploads.scalars["klaw"], 0.0), 0.0)
-        a = aggregation.klaw(gained, sign=klaw.sign, where=accepted)
+        by_images = aggregation.image_weights(uploads.scalars["images"], accepted)
+        a = by_images if klaw.sign == "none" else aggregation.klaw(gained, sign=klaw.sign, where=accepted)
         b = aggregation.praw(1.0 - jax.vmap(pruning.density)(uploads.mask), form=praw.form)
         weights = aggregation.klpwa(a, b, form=klpwa.form, mix=klpwa.mix, cap=klpwa.cap, where=accepted)
-        by_images = aggregation.image_weights(uploads.scalars["images"], accepted)
         weights = jnp.where(jnp.sum(gained) < 1e-12, by_images, weights)
-        model = mean(uploads.model, uploads.mask, weights, server.model)
+        # Without SAS pruned entries count as the zeros that they are.
+        kept = uploads.mask if sas.form == "skip" else None
+        model = mean(uploads.model, kept, weights, server.model)
         masks = jax.tree.map(
             lambda held, new: held.at[uploads.clients].set(
                 jnp.where(accepted.reshape(-1, *[1] * (new.ndim - 1)), new, held[uploads.clients])

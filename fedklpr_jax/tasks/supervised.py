@@ -17,17 +17,14 @@ import numpy as np
 from fedklpr_jax import losses
 from fedklpr_jax.data import augment as augmentation
 from fedklpr_jax.data.plans import identity_plan
-from fedklpr_jax.data.site import Images, Site
+from fedklpr_jax.data.site import Site
 from fedklpr_jax.data.validation import hold_out_identities, same_camera_counts
-from fedklpr_jax.evaluation.features import Evaluation, evaluate_features
 from fedklpr_jax.evaluation.validation import retrieval_map
 from fedklpr_jax.federated import ClientData, Task
 from fedklpr_jax.models.spec import ModelSpec
 from fedklpr_jax.optimizer import make_optimizer, step_decay
+from fedklpr_jax.tasks import reid
 from fedklpr_jax.trees import PyTree
-
-PROBE = 32
-EMBED_BATCH = 64
 
 
 class Arrays(NamedTuple):
@@ -53,7 +50,9 @@ class ReIDData(NamedTuple):
     same_camera: Any
 
 
-def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, union: bool) -> Task:
+def make_task(
+    sites: Sequence[Site], spec: ModelSpec, config: Any, *, union: bool, trunk: PyTree | None = None
+) -> Task:
     """Supervised re-ID over `sites`, one client each.
 
     Args:
@@ -61,6 +60,7 @@ def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, union: boo
       spec: the network.
       config: the run's configuration (`data`, `task`, `optimizer`, `eval`, `seed`, `rounds` are read).
       union: one classifier over all clients' identities (FedAvg), else one a client, padded to the widest.
+      trunk: the network's variables to start from; None = random ones.
 
     Raises:
       InputError: a client has too few identities to train and to validate on.
@@ -74,32 +74,21 @@ def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, union: boo
 
     def init(key: jax.Array) -> PyTree:
         trunk_key, head_key = jax.random.split(key)
-        trunk = spec.init(trunk_key, height, width)
+        start = spec.init(trunk_key, height, width) if trunk is None else trunk
         kernel = 0.001 * jax.random.normal(head_key, (spec.feature_dim, widest))
         return {
-            "params": {"trunk": trunk["params"], "classifier": {"kernel": kernel}},
-            "batch_stats": {"trunk": trunk["batch_stats"]},
+            "params": {"trunk": start["params"], "classifier": {"kernel": kernel}},
+            "batch_stats": {"trunk": start["batch_stats"]},
         }
 
     def inputs(arrays: Arrays, rows: jax.Array) -> jax.Array:
         return augmentation.normalise(arrays.pixels[rows])
 
-    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        return augmentation.augment(
-            key,
-            images,
-            flip_probability=config.data.flip,
-            pad=config.data.pad,
-            erase_probability=config.data.erase,
-        )
-
     def forward(
         variables: PyTree, images: jax.Array, client: ClientData, train: bool, key: jax.Array
     ) -> tuple[dict[str, jax.Array], PyTree]:
-        params, stats = variables["params"], variables["batch_stats"]
-        trunk = {"params": params["trunk"], "batch_stats": stats["trunk"]}
-        outputs, new_stats = spec.apply(trunk, images, train, {"dropout": key})
-        logits = outputs["embedding"] @ params["classifier"]["kernel"]
+        outputs, new_stats = spec.apply(reid.trunk_of(variables), images, train, {"dropout": key})
+        logits = outputs["embedding"] @ variables["params"]["classifier"]["kernel"]
         return outputs | {"logits": losses.mask_logits(logits, client.task.classes)}, {"trunk": new_stats}
 
     def loss(arrays: Arrays, outputs: dict[str, jax.Array], rows: jax.Array, client: ClientData) -> jax.Array:
@@ -115,17 +104,13 @@ def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, union: boo
 
     def score(arrays: Arrays, variables: PyTree, client: ClientData) -> jax.Array:
         rows, count = client.task.validation, client.task.validations
-
-        def embed(index: jax.Array, features: jax.Array) -> jax.Array:
-            chunk = jax.lax.dynamic_slice(rows, (index * EMBED_BATCH,), (EMBED_BATCH,))
-            outputs, _ = forward(variables, inputs(arrays, chunk), client, False, jax.random.key(0))
-            return jax.lax.dynamic_update_slice(features, outputs["embedding"], (index * EMBED_BATCH, 0))
-
-        features = jnp.zeros((len(rows), spec.feature_dim))
-        features = jax.lax.fori_loop(0, (count + EMBED_BATCH - 1) // EMBED_BATCH, embed, features)
-        features /= jnp.maximum(jnp.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        features = reid.embed(spec, variables, lambda chunk: inputs(arrays, rows[chunk]), len(rows), count)
         valid = jnp.arange(len(rows)) < count
         return retrieval_map(features, arrays.ids[rows], arrays.cams[rows], valid, client.task.same_camera)
+
+    @jax.jit
+    def score_alone(arrays: Arrays, variables: PyTree, client: ClientData) -> jax.Array:
+        return score(arrays, variables, client)
 
     # Labels of one client's own rows, for the sampler: rows of the plan are global.
     spans = np.cumsum([0, *(len(site.train) for site in sites)])
@@ -140,35 +125,6 @@ def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, union: boo
         ]
         return (np.stack(rows) + first).astype(np.int32)
 
-    @jax.jit
-    def embed_test(variables: PyTree, pixels: jax.Array) -> jax.Array:
-        trunk = {"params": variables["params"]["trunk"], "batch_stats": variables["batch_stats"]["trunk"]}
-        images = augmentation.normalise(pixels)
-        features = spec.apply(trunk, images, False)[0]["embedding"]
-        features += spec.apply(trunk, augmentation.flip(images), False)[0]["embedding"]
-        return features / jnp.maximum(jnp.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-
-    def embed_images(variables: PyTree, images: Images) -> np.ndarray:
-        parts = []
-        for first in range(0, len(images), EMBED_BATCH):
-            chunk = np.asarray(images.pixels[first : first + EMBED_BATCH])
-            # One shape for all chunks: the last is filled up, or every client would compile anew.
-            filled = np.zeros((EMBED_BATCH, *chunk.shape[1:]), np.uint8)
-            filled[: len(chunk)] = chunk
-            parts.append(np.asarray(embed_test(variables, filled))[: len(chunk)])
-        return np.concatenate(parts)
-
-    def evaluate(variables: PyTree, client: int) -> Evaluation:
-        site = sites[client]
-        return evaluate_features(
-            embed_images(variables, site.query),
-            embed_images(variables, site.gallery),
-            site.query,
-            site.gallery,
-            average_precision=config.eval.average_precision,
-            rerank_lists=config.eval.rerank,
-        )
-
     return Task(
         name="supervised",
         arrays=arrays,
@@ -176,14 +132,15 @@ def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, union: boo
         clients=clients,
         init=init,
         inputs=inputs,
-        augment=augment,
+        augment=reid.augmenting(config.data),
         forward=forward,
         loss=loss,
         score=score,
         plan=plan,
-        evaluate=evaluate,
+        evaluate=reid.evaluating(sites, spec, config.eval),
         optimizer=make_optimizer(config.optimizer),
-        learning_rate=step_decay(config.optimizer, config.rounds),
+        learning_rate=step_decay(config.optimizer, config.rounds, config.last),
+        validate=lambda variables, client: float(score_alone(arrays, variables, clients[client])),
     )
 
 
@@ -210,21 +167,20 @@ def _clients(
     sites: Sequence[Site], held: Sequence[np.ndarray], classes: Sequence[int], union: bool, seed: int
 ) -> tuple[ClientData, ...]:
     widest = max(int(validation.sum()) for validation in held)
-    widest += -widest % EMBED_BATCH
+    widest += -widest % reid.EMBED_BATCH
     clients, first = [], 0
     for index, (site, validation) in enumerate(zip(sites, held, strict=True)):
         training = first + np.flatnonzero(~validation)
         own = first + np.flatnonzero(validation)
         rows = np.zeros(widest, np.int32)
         rows[: len(own)] = own
-        random = np.random.default_rng((seed, index))
         data = ReIDData(
             np.int32(sum(classes) if union else classes[index]),
             rows,
             np.int32(len(own)),
             np.bool_(same_camera_counts(site.train.ids[validation], site.train.cams[validation])),
         )
-        probe = random.choice(training, PROBE, replace=len(training) < PROBE).astype(np.int32)
+        probe = reid.probe_rows(training, (seed, index))
         clients.append(ClientData(np.int32(index), np.float32(len(training)), probe, data))
         first += len(site.train)
     return tuple(clients)

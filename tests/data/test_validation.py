@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedklpr_jax.data.folder import read_site
-from fedklpr_jax.data.validation import hold_out_identities, same_camera_counts, valid_cross_camera
+from fedklpr_jax.data.validation import (
+    hold_out_identities,
+    hold_out_images,
+    same_camera_counts,
+    valid_cross_camera,
+)
 from fedklpr_jax.errors import InputError
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -103,3 +108,23 @@ def test_real_set(name: str, images: int | None) -> None:
     chosen = hold_out_identities(train.ids, train.cams, seed=0)
     assert images is None or chosen.sum() == images
     assert not same_camera_counts(train.ids[chosen], train.cams[chosen])
+
+
+@pytest.mark.parametrize("count, held_out", [(16, 4), (40, 4), (44, 4), (46, 5), (100, 10), (1264, 126)])
+def test_number_of_held_out_images(count: int, held_out: int) -> None:
+    chosen = hold_out_images(count, seed=0)
+    assert chosen.dtype == bool and chosen.shape == (count,) and chosen.sum() == held_out
+    assert np.array_equal(chosen, hold_out_images(count, seed=0))
+
+
+def test_the_seed_decides_which_images_are_held_out() -> None:
+    drawn = np.stack([hold_out_images(50, seed=seed) for seed in range(40)])
+    assert len({row.tobytes() for row in drawn}) > 35
+    # Any image may be: none of the 50 is spared by 40 draws of a tenth, but for bad luck with a few.
+    assert drawn.any(axis=0).sum() > 40
+
+
+@pytest.mark.parametrize("count", [0, 1, 15])
+def test_too_few_images_name_the_client(count: int) -> None:
+    with pytest.raises(InputError, match=f"viper: {count} training images are too few to cluster; give 16 or more"):
+        hold_out_images(count, seed=0, client="viper")

@@ -107,3 +107,36 @@ def test_half_precision_features_are_scored_in_single_precision():
     features, ids, cams = draw(1, SIZE, 9)
     run = partial(score, ids=ids, cams=cams, valid=np.ones(SIZE, bool), same_camera=False)
     assert float(run(jnp.asarray(features, jnp.bfloat16))) == float(run(features))
+
+
+def test_only_queries_are_averaged_and_all_the_others_are_ranked():
+    features = jnp.array([[0.0], [1.0], [3.0], [3.5]])
+    ids, cams = jnp.array([1, 1, 2, 1]), jnp.array([0, 0, 0, 2])
+    ones = jnp.ones(4, bool)
+
+    def of(*queries):
+        return float(score(features, ids, cams, ones, True, jnp.array(queries)))
+
+    # 0 and 1 find each other, then 3, then 3.5; 3.5 finds 3 first.
+    near, far = (1 + 2 / 3) / 2, (1 / 2 + 2 / 3) / 2
+    assert of(True, False, False, False) == pytest.approx(near)
+    assert of(False, False, False, True) == pytest.approx(far)
+    assert of(True, False, False, True) == pytest.approx((near + far) / 2)
+    # The only one of its identity is no query, and nobody is none.
+    assert of(True, False, True, False) == pytest.approx(near)
+    assert of(False, False, True, False) == of(False, False, False, False) == 0.0
+    assert of(True, True, True, True) == float(score(features, ids, cams, ones, True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_with_queries_it_equals_the_host(seed, same_camera):
+    features, ids, cams = draw(seed, SIZE, 200)
+    queries = np.random.default_rng(seed).random(SIZE) < 0.4
+    scores = query_scores(
+        euclidean_distances(features, features), ids, ids, *[np.arange(SIZE) if same_camera else cams] * 2
+    )
+    counted = scores.valid & queries
+    expected = scores.ap[counted].mean() if counted.any() else 0.0
+    found = score(features, ids, cams, np.ones(SIZE, bool), same_camera, queries)
+    assert float(found) == pytest.approx(expected, abs=1e-6)

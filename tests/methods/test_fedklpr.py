@@ -24,6 +24,7 @@ BASE = {
     "kll__reference": "personalised",
     "klaw__sign": "align",
     "praw__form": "compact",
+    "sas__form": "skip",
     "klpwa__form": "product",
     "klpwa__mix": 0.5,
     "klpwa__cap": 100.0,
@@ -402,6 +403,9 @@ def outcomes(method: Method) -> dict:
     uploads = uploads_of(
         [RECEIVED, TRAINED, TRAINED], [FULL, PART, THIN], klaw=[0.1, 0.9, 0.2], images=[1.0, 2.0, 3.0]
     )
+    # A mean of fixed weights, so that only what is averaged shows in it.
+    equal = uploads._replace(scalars=jax.tree.map(jnp.ones_like, uploads.scalars), mask=stacked([PART] * 3))
+    merged, _ = method.aggregate(server_of(RECEIVED, [FULL] * 3), equal, aggregation.masked_mean)
     _, logs = method.aggregate(server_of(RECEIVED, [FULL] * 3), uploads, aggregation.masked_mean)
     return {
         "local": [jnp.bool_(method.is_local(path)) for path in paths],
@@ -412,7 +416,12 @@ def outcomes(method: Method) -> dict:
         "mask": (upload.mask, finished.mask),
         "klaw": upload.scalars["klaw"],
         "weights": logs["weight"],
+        "mean": merged.model,
     }
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def alive(variables):
@@ -435,6 +444,8 @@ def usual():
         ({"kll__direction": "reverse"}, {"loss"}),
         ({"kll__reference": "global"}, {"download"}),
         ({"klaw__sign": "gain"}, {"weights"}),
+        ({"klaw__sign": "none"}, {"weights"}),
+        ({"sas__form": "zeros"}, {"mean"}),
         ({"praw__form": "dense"}, {"weights"}),
         ({"praw__form": "none"}, {"weights"}),
         ({"klpwa__form": "sum"}, {"weights"}),
@@ -483,3 +494,48 @@ def test_every_alternative_traces_through_a_whole_client_round(changes):
     travels = "batch_stats" in upload.model
     assert travels == (changes.get("bn__statistics") != "local") == ("batch_stats" not in state.local)
     assert "classifier" in state.local["params"] and "classifier" not in upload.model["params"]
+
+
+# --- ablations ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights"),
+    [
+        # n_k 10 and 30; r = (0, 1/2), so PRAW is 1 and 2, or without it 1 and 1.
+        ({}, (1 / 7, 6 / 7)),
+        ({"praw__form": "none"}, (0.25, 0.75)),
+        ({"klpwa__form": "sum"}, ((1 / 4 + 1 / 3) / 2, (3 / 4 + 2 / 3) / 2)),
+    ],
+)
+def test_without_klaw_the_number_of_images_takes_its_place(changes, weights):
+    both = [model([[1.0, 1.0], [1.0, 1.0]]), model([[5.0, 0.0], [0.0, 5.0]], (1.0, 0.0))]
+    method = make(klaw__sign="none", **changes)
+    for klaw in ([1.0, 3.0], [5.0, 0.1]):
+        uploads = uploads_of(both, [FULL, THIN], klaw=klaw, images=[10.0, 30.0])
+        _, logs = method.aggregate(server_of(both[0], [FULL, FULL]), uploads, aggregation.masked_mean)
+        np.testing.assert_allclose(logs["weight"], weights, rtol=1e-5)
+        np.testing.assert_allclose(logs["klaw"], klaw, rtol=1e-6)
+    # A refused one has none, and its images do not count.
+    refused = uploads._replace(accepted=jnp.array([False, True]))
+    _, logs = method.aggregate(server_of(both[0], [FULL, FULL]), refused, aggregation.masked_mean)
+    assert logs["weight"].tolist() == [0.0, 1.0]
+
+
+def test_without_sas_pruned_weights_count_as_zeros():
+    previous = model([[9.0, 9.0], [9.0, 9.0]], (9.0, 9.0))
+    both = [
+        model([[1.0, 2.0], [3.0, 0.0]], (1.0, 1.0), (0.0, 1.0)),
+        model([[5.0, 0.0], [0.0, 0.0]], (3.0, 0.0), (1.0, 0.0)),
+    ]
+    first_mask, second_mask = masks([[True, True], [True, False]]), masks([[True, False], [False, False]])
+    uploads = uploads_of(both, [first_mask, second_mask], klaw=[1.0, 1.0], images=[10.0, 30.0])
+    method = make(sas__form="zeros", klaw__sign="none", praw__form="none")
+    server, logs = method.aggregate(server_of(previous, [FULL, FULL]), uploads, aggregation.masked_mean)
+    np.testing.assert_allclose(logs["weight"], [0.25, 0.75], rtol=1e-6)
+    # What one keeps shrinks to its share; what nobody keeps becomes 0 and not the previous 9.
+    np.testing.assert_allclose(kernel(server.model), [[4.0, 0.5], [0.75, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(kernel(server.model, "b"), [2.5, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(server.model["batch_stats"]["trunk"]["mean"], [0.75, 0.25], rtol=1e-6)
+    # The server holds the masks all the same: downloads stay sparse.
+    assert kernel(server.memory) == [kernel(first_mask), kernel(second_mask)]

@@ -14,7 +14,7 @@ from fedklpr_jax.data import augment
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.features import evaluate_features
 from fedklpr_jax.evaluation.ranking import euclidean_distances, evaluate_ranking
-from fedklpr_jax.tasks import supervised
+from fedklpr_jax.tasks import reid, supervised
 from tests.federations import TINY, tiny_config, tiny_sites
 
 GATE = 1  # a client narrower than the widest
@@ -28,7 +28,7 @@ def task_of(sites, union=False, **settings):
 def small_chunks():
     """Embeds 8 images at a time, so that every split of these small sites takes several chunks, the last not full."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(supervised, "EMBED_BATCH", 8)
+        patch.setattr(reid, "EMBED_BATCH", 8)
         yield
 
 

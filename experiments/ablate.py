@@ -1,0 +1,315 @@
+"""The ablation of FedKLPR's open choices ([C] in `fedklpr_jax/config.py`), one factor at a time from the defaults.
+
+    python experiments/ablate.py --out runs/ablation                             # stage 1: every row, one seed
+    python experiments/ablate.py --out runs/ablation --best 6                    # and the best rows with three seeds
+    taskset -c 0 python experiments/ablate.py --out runs/ablation --part 1/2     # half of the runs, on one core
+
+Runs that are finished already are read, not run again, and an interrupted one goes on. Rows with the same settings
+share their runs. The best rows are chosen by validation score alone: test numbers are shown, never used. Prints a
+table and writes it and a figure of each stage into the output folder: of whatever is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
+
+# So that the command works from any folder of a clone, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import _ablation as shown  # noqa: E402
+from benchmarks._ablation import BASE, REFERENCE, SEEDS, Numbers, Results, Row  # noqa: E402
+from benchmarks._ablation_rows import factors  # noqa: E402
+from benchmarks._common import ROOT, finished_summary, run_command, spread  # noqa: E402
+from fedklpr_jax.cli import parse  # noqa: E402
+from fedklpr_jax.config import flat, resolved, validate  # noqa: E402
+from fedklpr_jax.errors import InputError  # noqa: E402
+from fedklpr_jax.metrics import write_atomically  # noqa: E402
+from fedklpr_jax.train import FREE  # noqa: E402
+
+# The development federation: people and sites that no published number of this repository is measured on.
+CLIENTS = "station,office,arena,harbour"
+ROUNDS = 6
+DEVELOPMENT = {"data.source": "synthetic", "data.clients": CLIENTS, "rounds": ROUNDS, "eval.every": ROUNDS}
+DATA_SEED = 100
+
+BEGIN, END = "<!-- ablation:begin -->", "<!-- ablation:end -->"
+
+
+def arguments(changes: Mapping[str, Any]) -> list[str]:
+    """Settings as the command line takes them."""
+    return [f"--config.{path}={value}" for path, value in changes.items()]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of an ablation, and the rows that need them.
+
+    Attributes:
+      out: directory of the runs.
+      start: arguments that all runs share.
+      rows: what to run and show, the base first.
+      configs: per owner of runs its configuration at the first seed.
+      claims: per group what it tests.
+    """
+
+    out: Path
+    start: tuple[str, ...]
+    rows: tuple[Row, ...]
+    configs: Mapping[str, ConfigDict]
+    claims: Mapping[str, str]
+
+    @property
+    def owners(self) -> dict[str, Row]:
+        """The first row of each set of runs."""
+        found: dict[str, Row] = {}
+        for row in self.rows:
+            found.setdefault(row.owner, row)
+        return found
+
+    def directory(self, owner: str, seed: int) -> Path:
+        """Where a run lies."""
+        return self.out / f"{owner}-{seed}"
+
+    def first_runs(self) -> list[tuple[str, int]]:
+        """Stage 1: the base with every seed, each other row with the first."""
+        return [(owner, seed) for owner in self.owners for seed in (SEEDS if owner == BASE else SEEDS[:1])]
+
+
+def seeded(config: ConfigDict, seed: int) -> ConfigDict:
+    """The same run on another drawn federation with another seed."""
+    config = config.copy_and_resolve_references()
+    config.seed, config.data.seed = seed, DATA_SEED + seed
+    return config
+
+
+def make_plan(out: Path, names: Sequence[str], extra: Sequence[str]) -> Plan:
+    """The ablation of the rows called `names`, or of all if there are none; the base belongs to it in any case.
+
+    Raises:
+      InputError: an unknown row, or a bad setting in `extra`.
+    """
+    start = (f"--config={ROOT / 'experiments' / 'fedklpr.py'}", *arguments(DEVELOPMENT), *extra)
+    table = factors(parse(start).method.kll.weight)
+    rows: list[Row] = []
+    configs: dict[str, ConfigDict] = {}
+    first: dict[str, str] = {}
+    for group, (_, made) in table.items():
+        for name, changes in made.items():
+            config = parse([*start, *arguments(changes)])
+            validate(config)
+            config = seeded(resolved(config), SEEDS[0])
+            owner = first.setdefault(json.dumps(flat(config), sort_keys=True), name)
+            configs.setdefault(owner, config)
+            rows.append(Row(name, group, changes, owner))
+    known = [row.name for row in rows]
+    for name in names:
+        if name not in known:
+            raise InputError(f"--rows: there is no row {name!r}; there are {', '.join(known)}")
+    chosen = tuple(row for row in rows if not names or row.name in (BASE, *names))
+    return Plan(out, start, chosen, configs, {group: claim for group, (claim, _) in table.items()})
+
+
+def read_results(plan: Plan) -> dict[str, dict[int, Numbers]]:
+    """The numbers of the finished runs of the plan's rows, and of the reference.
+
+    Raises:
+      InputError: a finished run has other settings than the plan.
+    """
+    results: dict[str, dict[int, Numbers]] = {}
+    for owner in dict.fromkeys((*plan.owners, REFERENCE)):
+        results[owner] = {}
+        for seed in SEEDS:
+            directory = plan.directory(owner, seed)
+            numbers = shown.read_result(directory)
+            if numbers is not None:
+                _check_settings(directory, seeded(plan.configs[owner], seed))
+                results[owner][seed] = numbers
+    return results
+
+
+def _check_settings(directory: Path, config: ConfigDict) -> None:
+    wanted = json.loads(json.dumps(flat(config)))
+    stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))["settings"]
+    for path in sorted(stored.keys() - FREE):
+        # A setting that is empty in the file had the value of its task, which is compared by itself.
+        if stored[path] is not None and stored[path] != wanted.get(path):
+            raise InputError(
+                f"{directory}: holds a run with --config.{path}={stored[path]!r}, not {wanted.get(path)!r}; "
+                f"give another --out, or delete it with: rm -r {directory}"
+            )
+
+
+def execute(plan: Plan, runs: Sequence[tuple[str, int]], workers: int, seconds: float) -> list[str]:
+    """Runs what is not finished, each in a process of its own; returns a line for each that did not end well."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def one(owner: str, seed: int) -> str:
+        directory = plan.directory(owner, seed)
+        log = plan.out / f"{directory.name}.log"
+        place = {"seed": seed, "data.seed": DATA_SEED + seed, "out": directory}
+        command = run_command(*plan.start, *arguments(plan.owners[owner].changes), *arguments(place))
+        print(f"{owner}, seed {seed}", file=sys.stderr, flush=True)
+        with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as child:
+            children.append(child)
+            try:
+                status = child.wait(seconds)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                return f"{owner}, seed {seed}: stopped after {seconds:g} s; the same command goes on with it"
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"{owner}, seed {seed}: {''.join(said[-1:])} (all of it: {log})" if status else ""
+
+    missing = [run for run in runs if finished_summary(plan.directory(*run)) is None]
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(one, *run) for run in missing]
+        try:
+            return [line for future in as_completed(futures) if (line := future.result())]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in children:
+                child.terminate()
+            raise
+
+
+def finalists(plan: Plan, results: Results, best: int) -> list[Row]:
+    """The base and the `best` other rows of stage 1 by validation score."""
+    ranked = [owner for owner in shown.ranking(results) if owner in plan.owners]
+    return [plan.owners[owner] for owner in (BASE, *ranked[:best])]
+
+
+def report(plan: Plan, results: Results, last: Sequence[Row]) -> str:
+    """Both tables with what one must know to read them, in Markdown; `last` are the rows of stage 2, if any."""
+    config = plan.configs[BASE]
+    scores = shown.over_seeds(results, BASE, "validation", SEEDS).values()
+    text = [
+        f"Development federation: synthetic sites {config.data.clients.replace(',', ', ')} (`data.seed` {DATA_SEED} + "
+        f"seed), {config.rounds} rounds, {config.task.name} task. Base (`config.py`'s defaults), validation mAP over "
+        f"seeds {', '.join(map(str, SEEDS))}: {spread([100 * score for score in scores])} %. `delta` is in points "
+        "against the base of the same seed; ≈ marks one inside the standard deviation of the base's seeds: no "
+        "difference. Test mAP is shown and was not used.",
+        f"**Stage 1**, seed {SEEDS[0]}:",
+        shown.table(results, plan.rows, SEEDS[:1], plan.claims),
+    ]
+    if last:
+        head = f"**Stage 2**, the best of stage 1 by validation mAP, mean ± standard deviation of {len(SEEDS)} seeds:"
+        text += [head, shown.table(results, last, SEEDS)]
+    return "\n\n".join(text)
+
+
+def between_markers(page: Path, text: str) -> str:
+    """What `page` holds with `text` put between the two markers.
+
+    Raises:
+      InputError: no such file, or not one pair of markers in it.
+    """
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    parts = re.split(f"({BEGIN}|{END})", before)
+    if parts[1::2] != [BEGIN, END]:
+        raise InputError(f"--write: {page} must hold {BEGIN} and after it {END}, once each")
+    return f"{parts[0]}{BEGIN}\n{text}\n{END}{parts[4]}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part; give one like 1/2")
+    return int(found[1]), int(found[2])
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def _options(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(prog="ablate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory of the runs")
+    parser.add_argument("--rows", default="", help="comma-separated; all if left out (the base always)")
+    parser.add_argument("--best", type=_count, default=0, help="stage 2: this many rows with three seeds")
+    parser.add_argument("--part", type=_part, default=(1, 1), help="i/n: only every n-th run from the i-th")
+    parser.add_argument("--workers", type=_count, default=1, help="runs at a time")
+    parser.add_argument("--seconds", type=_count, default=600, help="a longer run is stopped, to go on later")
+    parser.add_argument("--write", type=Path, help=f"page to put the tables into, between {BEGIN} and {END}")
+    parser.add_argument("extra", nargs="*", help="settings for every run, after --: --config.rounds=3")
+    options = parser.parse_args(given)
+    for name in ("workers", "seconds"):
+        if not getattr(options, name):
+            raise InputError(f"--{name}: 0 is not allowed; give a whole number from 1")
+    return options
+
+
+def ablate(options: argparse.Namespace) -> int:
+    """Runs what is missing and shows what is finished; returns 1 if a run failed or stage 2 cannot start yet.
+
+    Raises:
+      InputError: bad options; nothing was run then.
+    """
+    plan = make_plan(options.out, [name for name in options.rows.split(",") if name], options.extra)
+    if options.write:
+        between_markers(options.write, "")
+    read_results(plan)
+    try:
+        plan.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: {plan.out} cannot be made ({error.strerror}); give another") from error
+    part, parts = options.part
+
+    def run(runs: list[tuple[str, int]]) -> list[str]:
+        return execute(plan, runs[part - 1 :: parts], options.workers, options.seconds)
+
+    problems = run(plan.first_runs())
+    last: list[Row] = []
+    if options.best:
+        results = read_results(plan)
+        waiting = [f"{owner}-{seed}" for owner, seed in plan.first_runs() if seed not in results[owner]]
+        if waiting:
+            problems.append(f"stage 2 needs all of stage 1; not finished: {', '.join(waiting)}")
+        else:
+            last = finalists(plan, results, options.best)
+            problems += run([(row.owner, seed) for row in last[1:] for seed in SEEDS[1:]])
+    results = read_results(plan)
+    text = report(plan, results, last)
+    print(text)
+    write_atomically(plan.out / "ablation.md", f"{text}\n".encode())
+    for number, rows, seeds in ((1, plan.rows, SEEDS[:1]), (2, last, SEEDS)):
+        if rows:
+            picture = shown.figure(results, rows, seeds, f"Ablation, stage {number}: accuracy against bytes")
+            write_atomically(plan.out / f"stage{number}.png", picture)
+    if options.write:
+        write_atomically(options.write, between_markers(options.write, text).encode())
+    for line in problems:
+        print(line, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """The whole command; returns the exit status: 0 done, 1 some run is missing, 2 bad input (130 interrupted)."""
+    try:
+        return ablate(_options(given))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""One stage of a client's round mapped over simulated clients and devices.
+
+How clients are mapped (`client_map`):
+
+* `map`: one client after the other inside one program; each runs exactly its own number of steps. The default.
+* `vmap`: all at once, or `chunk` at a time; a shorter client's extra steps change nothing. For small models on a GPU.
+* `pmap`: like `map` on every device, through `jax.pmap`, for those who ask for it.
+* `loop`: no program over clients; the stages are compiled for one client and errors name stage and client.
+
+`map` and `vmap` run under a mesh with the axis `clients`: each device takes its share of the participants, padded to a
+multiple of the devices with clients of no steps whose results are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from fedklpr_jax.trees import PyTree, stack
+
+CLIENT_MAPS = ("map", "vmap", "pmap", "loop")
+
+
+class StageError(RuntimeError):
+    """A stage failed for one client; only `client_map=loop` can say which."""
+
+
+class Mapped(Protocol):
+    """A stage over clients: scalars are the same for all, every leaf of `trees` has a leading axis [K]."""
+
+    def __call__(self, scalars: tuple[Any, ...], *trees: PyTree) -> PyTree: ...
+
+
+Mapper = Callable[[str, Callable[..., PyTree]], Mapped]
+
+
+def client_mesh(devices: int) -> Mesh:
+    """A mesh with the one axis `clients` over the first `devices` devices."""
+    chosen = jax.devices()[:devices]
+    return jax.make_mesh((len(chosen),), ("clients",), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def make_mapper(client_map: str, mesh: Mesh, chunk: int, arrays: PyTree, names: Sequence[str]) -> Mapper:
+    """A function `(name, stage) -> mapped stage`, compiled at its first call.
+
+    A stage is called `stage(arrays, *scalars, *trees of one client)`; a mapped stage `mapped(scalars, *trees)`, with
+    leading axes that are a multiple of the mesh. With `loop` the first tree is the client's `RoundInputs`.
+
+    Args:
+      client_map: one of `CLIENT_MAPS`.
+      mesh: the devices.
+      chunk: with `vmap`, how many clients at once; 0 = all.
+      arrays: what every client reads, on the devices.
+      names: the clients' names, for errors.
+    """
+    if client_map == "loop":
+        return lambda name, stage: _looped(name, stage, arrays, names)
+    if client_map == "pmap":
+        return lambda name, stage: _with_pmap(stage, arrays, mesh)
+    return lambda name, stage: _over_devices(stage, arrays, mesh, client_map, chunk)
+
+
+def _map_clients(stage: Callable[..., PyTree], client_map: str, chunk: int) -> Callable[..., PyTree]:
+    """`stage` over the leading axes of `trees`, inside one program."""
+
+    def mapped(arrays: PyTree, scalars: tuple[Any, ...], trees: tuple[PyTree, ...]) -> PyTree:
+        def one(row: tuple[PyTree, ...]) -> PyTree:
+            return stage(arrays, *scalars, *row)
+
+        if client_map == "vmap":
+            return jax.lax.map(one, trees, batch_size=chunk) if chunk else jax.vmap(one)(trees)
+        return jax.lax.map(one, trees)
+
+    return mapped
+
+
+def _over_devices(stage: Callable[..., PyTree], arrays: PyTree, mesh: Mesh, client_map: str, chunk: int) -> Mapped:
+    body = _map_clients(stage, client_map, chunk)
+    if mesh.size > 1:
+        body = jax.shard_map(
+            body, mesh=mesh, in_specs=(P(), P(), P("clients")), out_specs=P("clients"), check_vma=False
+        )
+    program = jax.jit(body)
+    return lambda scalars, *trees: program(arrays, scalars, trees)
+
+
+def _with_pmap(stage: Callable[..., PyTree], arrays: PyTree, mesh: Mesh) -> Mapped:
+    size = mesh.size
+    program = jax.pmap(_map_clients(stage, "map", 0), in_axes=(None, None, 0), devices=list(mesh.devices.flat))
+
+    def call(scalars: tuple[Any, ...], *trees: PyTree) -> PyTree:
+        folded = jax.tree.map(lambda leaf: leaf.reshape(size, -1, *leaf.shape[1:]), trees)
+        out = program(arrays, scalars, folded)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+
+    return call
+
+
+def _looped(name: str, stage: Callable[..., PyTree], arrays: PyTree, names: Sequence[str]) -> Mapped:
+    program = jax.jit(stage)
+
+    def one(scalars: tuple[Any, ...], *trees: PyTree) -> PyTree:
+        try:
+            return jax.block_until_ready(program(arrays, *scalars, *trees))
+        except Exception as error:
+            client = names[int(trees[0].data.index)]
+            raise StageError(f"client {client}, stage {name}: {error}") from error
+
+    def call(scalars: tuple[Any, ...], *trees: PyTree) -> PyTree:
+        count = len(jax.tree.leaves(trees)[0])
+        rows = [jax.tree.map(lambda leaf, k=k: leaf[k], trees) for k in range(count)]
+        return stack([one(scalars, *row) for row in rows])
+
+    return call
+
+
+def balanced(steps: Sequence[int] | np.ndarray, devices: int) -> np.ndarray:
+    """Which client runs where: int [devices, clients per device], -1 for an empty place.
+
+    Longest first onto the least loaded device with a free place: sites are of unequal size, and a round takes as long
+    as its busiest device.
+
+    >>> balanced([9, 1, 2, 6], 2).tolist()
+    [[0, 1], [3, 2]]
+    """
+    places = -(-len(steps) // devices)
+    rows: list[list[int]] = [[] for _ in range(devices)]
+    for client in np.argsort(-np.asarray(steps), kind="stable"):
+        free = [row for row in rows if len(row) < places]
+        min(free, key=lambda row: sum(steps[k] for k in row)).append(int(client))
+    return np.array([row + [-1] * (places - len(row)) for row in rows])
+
+
+def spread(inputs: Any, devices: int) -> tuple[Any, np.ndarray]:
+    """Stacked `RoundInputs` in the order of the devices, and the place of each client in it, int [K].
+
+    Empty places are filled with a client of no steps.
+    """
+    count = len(inputs.steps)
+    if devices == 1:
+        return inputs, np.arange(count)
+    rows = balanced(np.asarray(inputs.steps), devices).ravel()
+    ordered = jax.tree.map(lambda leaf: leaf[np.maximum(rows, 0)], inputs)
+    ordered = ordered._replace(steps=np.where(rows >= 0, ordered.steps, 0).astype(np.int32))
+    return ordered, np.array([int(np.flatnonzero(rows == k)[0]) for k in range(count)])

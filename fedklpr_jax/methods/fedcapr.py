@@ -1,0 +1,50 @@
+"""FedCAPR: unsupervised federated re-ID, clients held near the received model, weighted by how far they moved.
+
+"FedCAPR", CVPR 2025 workshop; formulas from the authors' code. Its contrast is the task (`tasks/unsupervised.py`); the
+federation is
+
+    L = L_task + 0.13 mean(1 - cos(f_local, f_received))      from round 1 on, over the whole batch (their code applies
+                                                              it to one camera only, which looks like a slip)
+    d_k = mean(1 - cos(F_received(x), F_trained(x)))          on the fixed batch D_batch: cosine distance weight (CDW)
+    theta <- sum_k d_k / sum d * theta_k                      the whole state, batch-norm statistics too
+
+On a task with classifiers these stay at the client.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedklpr_jax import aggregation, losses
+from fedklpr_jax.federated import ClientContext, ClientState, Method, ServerState, Step, Upload, Uploads
+from fedklpr_jax.methods.fedpav import is_classifier
+from fedklpr_jax.trees import PyTree, merge, pair
+
+
+def make(weight: float) -> Method:
+    """FedCAPR with `weight` on the cosine penalty."""
+
+    def penalty(step: Step) -> jax.Array:
+        distance = losses.cosine_distance(step.reference()["embedding"], step.outputs["embedding"])
+        return jnp.where(step.round > 0, weight, 0.0) * distance
+
+    def finish(
+        model: PyTree, client: ClientState, context: ClientContext
+    ) -> tuple[Upload, ClientState, dict[str, jax.Array]]:
+        received = merge(context.received, context.received_local)
+        # Both models go through one traced copy of the network.
+        features = jax.lax.map(context.probe, pair(received, merge(model, client.local)))["embedding"]
+        moved = losses.cosine_distance(features[0], features[1])
+        return Upload(model, None, {"images": context.images, "cdw": moved}), client, {}
+
+    def aggregate(server: ServerState, uploads: Uploads, mean: Any) -> tuple[ServerState, dict[str, jax.Array]]:
+        moved = jnp.where(uploads.accepted, jnp.maximum(uploads.scalars["cdw"], 0.0), 0.0)
+        by_images = aggregation.image_weights(uploads.scalars["images"], uploads.accepted)
+        weights = aggregation.distance_weights(moved, by_images)
+        model = mean(uploads.model, uploads.mask, weights, server.model)
+        return server._replace(model=model, round=server.round + 1), {"weight": weights, "cdw": moved}
+
+    return Method("fedcapr", is_local=is_classifier, penalty=penalty, finish=finish, aggregate=aggregate)

@@ -1,0 +1,114 @@
+"""What every re-ID task shares: embedding, augmentation, the probe batch, and the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedklpr_jax.data import augment as augmentation
+from fedklpr_jax.data.site import Images, Site
+from fedklpr_jax.evaluation.features import Evaluation, evaluate_features
+from fedklpr_jax.models.spec import ModelSpec
+from fedklpr_jax.trees import PyTree
+
+PROBE = 32
+EMBED_BATCH = 64
+
+
+def trunk_of(variables: PyTree) -> PyTree:
+    """The variables of the network itself, out of those of a task."""
+    return {"params": variables["params"]["trunk"], "batch_stats": variables["batch_stats"]["trunk"]}
+
+
+def normalise_features(features: jax.Array) -> jax.Array:
+    """Rows of length 1; a row of zeros stays one."""
+    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+
+
+def embed(
+    spec: ModelSpec, variables: PyTree, images: Callable[[jax.Array], jax.Array], size: int, count: jax.Array
+) -> jax.Array:
+    """L2-normalised embeddings (eval mode) of the first `count` of `size` images; the other rows are 0.
+
+    Args:
+      spec: the network.
+      variables: a task's.
+      images: int32 [EMBED_BATCH] of places -> model inputs; places from `size` on are never asked for.
+      size: how many there may be, a multiple of `EMBED_BATCH`.
+      count: int32 scalar; only the batches it needs are run.
+
+    Returns:
+      float32 [size, feature_dim].
+    """
+
+    def batch(index: jax.Array, features: jax.Array) -> jax.Array:
+        first = index * EMBED_BATCH
+        outputs, _ = spec.apply(trunk_of(variables), images(first + jnp.arange(EMBED_BATCH)), False)
+        return jax.lax.dynamic_update_slice(features, outputs["embedding"], (first, 0))
+
+    features = jnp.zeros((size, spec.feature_dim))
+    features = jax.lax.fori_loop(0, (count + EMBED_BATCH - 1) // EMBED_BATCH, batch, features)
+    return jnp.where(jnp.arange(size)[:, None] < count, normalise_features(features), 0.0)
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to whole batches of `embed`.
+
+    >>> padded(1), padded(128)
+    (64, 128)
+    """
+    return size + -size % EMBED_BATCH
+
+
+def augmenting(data: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The training augmentation of `config.data`: (key, images) -> images."""
+    return lambda key, images: augmentation.augment(
+        key, images, flip_probability=data.flip, pad=data.pad, erase_probability=data.erase
+    )
+
+
+def probe_rows(training: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """D_batch: a fixed choice of 32 of the training rows, int32 [32]; the key is (seed, client)."""
+    chosen = np.random.default_rng(key).choice(training, PROBE, replace=len(training) < PROBE)
+    return chosen.astype(np.int32)
+
+
+def evaluating(sites: Sequence[Site], spec: ModelSpec, options: Any) -> Callable[[PyTree, int], Evaluation]:
+    """The test of one client's variables on its query and gallery: f(x) + f(flip x), normalised.
+
+    `options` is `config.eval`.
+    """
+
+    @jax.jit
+    def embed_test(variables: PyTree, pixels: jax.Array) -> jax.Array:
+        trunk, images = trunk_of(variables), augmentation.normalise(pixels)
+        features = spec.apply(trunk, images, False)[0]["embedding"]
+        features += spec.apply(trunk, augmentation.flip(images), False)[0]["embedding"]
+        return normalise_features(features)
+
+    def embed_images(variables: PyTree, images: Images) -> np.ndarray:
+        parts = []
+        for first in range(0, len(images), EMBED_BATCH):
+            chunk = np.asarray(images.pixels[first : first + EMBED_BATCH])
+            # One shape for all chunks: the last is filled up, or every client would compile anew.
+            filled = np.zeros((EMBED_BATCH, *chunk.shape[1:]), np.uint8)
+            filled[: len(chunk)] = chunk
+            parts.append(np.asarray(embed_test(variables, filled))[: len(chunk)])
+        return np.concatenate(parts)
+
+    def evaluate(variables: PyTree, client: int) -> Evaluation:
+        site = sites[client]
+        return evaluate_features(
+            embed_images(variables, site.query),
+            embed_images(variables, site.gallery),
+            site.query,
+            site.gallery,
+            average_precision=options.average_precision,
+            rerank_lists=options.rerank,
+        )
+
+    return evaluate
