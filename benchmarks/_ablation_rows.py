@@ -59,6 +59,12 @@ def factors(kll_weight: float) -> dict[str, tuple[str, dict[str, dict[str, Any]]
         "wire": ("half as many bytes a value", {
             "bfloat16": {"wire.dtype": "bfloat16"},
             "fedcapr-bfloat16": {"method.name": "fedcapr", "wire.dtype": "bfloat16"}}),
+        "step size": ("of both systems' local optimiser",
+                      choices("rate", "optimizer.learning_rate", 3.5e-4, 2e-3) | {
+                          f"fedcapr-rate-{rate}": {"method.name": "fedcapr", "optimizer.learning_rate": rate}
+                          for rate in (3.5e-4, 2e-3)}),
+        "task": ("IDE copies, and O2CAP's online association",
+                 choices("copies", "data.copies", "1", "3") | {"online": {"contrast.online": 0.7}}),
         "start": ("the trunk starts from weights trained on drawn sites of no client, or at random",
                   choices("weights", "model.weights", "random")),
     }  # fmt: skip

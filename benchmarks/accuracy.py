@@ -2,12 +2,15 @@
 
     python -m benchmarks.accuracy --out runs/accuracy                                   # the synthetic default
     python -m benchmarks.accuracy --out runs/accuracy_real -- --config.data.source=folder \
-        --config.data.root=../shared/data --config.data.clients=ward,viper,prid2011,mars_mini
+        --config.data.root=../shared/data --config.data.clients=ward,viper,prid2011,mars_mini \
+        --config.data.copies=1,viper:10,prid2011:10
+    python -m benchmarks.accuracy --out runs/supervised --against fedpav \
+        --methods fedklpr,fedpav,fedavg,fedprox,local -- --config.task.name=supervised
 
 Runs that are finished already are read, not run again, and an interrupted one goes on. Prints a Markdown table: mean
-and standard deviation over seeds of the mean over clients, before and after local fine-tuning, and FedKLPR's mAP and
-bytes as a share of FedPAV's, paired by seed, with a bootstrap interval over queries. FedAvg + fine-tuning is the
-"after" column of FedAvg.
+and standard deviation over seeds of the mean over clients, at the start, before and after local fine-tuning, and
+FedKLPR's mAP and bytes as a share of another method's, paired by seed, with a bootstrap interval over queries.
+FedAvg + fine-tuning is the "after" column of FedAvg.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import numpy as np
 from benchmarks._common import ROOT, finished_summary, machine, print_header, print_row, run_command, spread
 from fedklpr_jax.evaluation.bootstrap import paired_ratio_interval
 
-METHODS = ("fedklpr", "fedpav", "fedavg", "fedprox", "local")
+METHODS = ("fedklpr", "fedcapr", "fedavg", "local")
 
 
 def finished_run(method: str, seed: int, out: Path, extra: list[str]) -> dict[str, Any]:
@@ -42,18 +45,23 @@ def finished_run(method: str, seed: int, out: Path, extra: list[str]) -> dict[st
     return summary
 
 
-def precisions(summary: dict[str, Any]) -> list[np.ndarray]:
-    """Average precision of each query, one array a client (NaN = no match), before local fine-tuning."""
-    return [np.array(values, float) for values in summary["average_precisions"].values()]
+def precisions(summary: dict[str, Any], stage: str) -> list[np.ndarray]:
+    """Average precision of each query, one array a client (NaN = no match), `before` or `after` local fine-tuning."""
+    key = {"before": "average_precisions", "after": "average_precisions_after"}[stage]
+    return [np.array(values, float) for values in summary[key].values()]
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Prints the results, a row a method, and the paired comparison."""
-    print_header("method", "Rank-1", "mAP", "mINP", "Rank-1 after", "mAP after", "density", "MB", "saving %", "seconds")
+def table(results: dict[str, list[dict[str, Any]]], against: str) -> None:
+    """Prints the results, a row a method, and the comparison of FedKLPR with the method `against`."""
+    print_header(
+        "method", "mAP start", "Rank-1", "mAP", "mINP", "Rank-1 after", "mAP after", "density", "MB", "saving %",
+        "seconds",
+    )  # fmt: skip
     for method, runs in results.items():
         savings = [100 * run["saving"] for run in runs if run["saving"] is not None]
         print_row(
             method,
+            spread([100 * run["start"]["mean"]["map"] for run in runs]),
             *(spread([100 * run["mean"][key] for run in runs]) for key in ("rank1", "map", "minp")),
             *(spread([100 * run["after"]["mean"][key] for run in runs]) for key in ("rank1", "map")),
             spread([run["mean"]["density"] for run in runs], 2),
@@ -61,13 +69,18 @@ def table(results: dict[str, list[dict[str, Any]]]) -> None:
             spread(savings) if savings else "nothing sent",
             spread([run["seconds"] for run in runs], 0),
         )
-    if "fedklpr" in results and "fedpav" in results:
-        ours, theirs = results["fedklpr"], results["fedpav"]
-        ratio = paired_ratio_interval([precisions(r) for r in ours], [precisions(r) for r in theirs])
+    if "fedklpr" in results and against in results:
+        ours, theirs = results["fedklpr"], results[against]
         shares = [a["bytes"]["total"] / b["bytes"]["total"] for a, b in zip(ours, theirs, strict=True)]
+        texts = []
+        for stage in ("before", "after"):
+            ratio = paired_ratio_interval([precisions(r, stage) for r in ours], [precisions(r, stage) for r in theirs])
+            texts.append(
+                f"mAP x {ratio.ratio:.3f} {stage} (95 % interval over queries {ratio.low:.3f} to {ratio.high:.3f})"
+            )
         print(
-            f"\nFedKLPR against FedPAV, paired by seed: mAP x {ratio.ratio:.3f} (95 % interval over queries "
-            f"{ratio.low:.3f} to {ratio.high:.3f}), bytes {100 * (1 - np.mean(shares)):.1f} % fewer "
+            f"\nfedklpr against {against}, paired by seed: {'; '.join(texts)}; bytes "
+            f"{100 * (1 - np.mean(shares)):.1f} % fewer "
             f"({', '.join(f'{100 * (1 - share):.1f}' for share in shares)} by seed)"
         )
 
@@ -78,13 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
+    parser.add_argument("--against", default="fedcapr", help="the method that FedKLPR is compared with")
     parser.add_argument("extra", nargs="*", help="settings for every run, after --")
     options = parser.parse_args(arguments)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     methods = options.methods.split(",")
     runs = {(m, s): finished_run(m, s, options.out, options.extra) for s in seeds for m in methods}
     print(f"{machine()}; seeds {options.seeds}; {' '.join(options.extra) or 'synthetic default'}\n")
-    table({method: [runs[method, seed] for seed in seeds] for method in methods})
+    table({method: [runs[method, seed] for seed in seeds] for method in methods}, options.against)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def logits(features, bank):
 
 
 def plain_logits(features, bank):
-    return [[float(f @ c) / TAU for c in np.asarray(bank.features, np.float64)[:5]] for f in features.astype(np.float64)]
+    table = np.asarray(bank.features, np.float64)[:5]
+    return [[float(f @ c) / TAU for c in table] for f in features.astype(np.float64)]
 
 
 def against(row, positive, negative):

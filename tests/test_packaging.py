@@ -65,13 +65,13 @@ def test_tensorflow_datasets_works_without_tensorflow() -> None:
 def test_every_foreign_import_is_declared() -> None:
     distributions = importlib.metadata.packages_distributions()
     names = {canonicalize_name(r.name) for r in requirements(setup_cfg()["options"]["install_requires"])}
-    undeclared = set()
+    undeclared, ours = set(), {"fedklpr_jax", "benchmarks"}
     for file in sorted((ROOT / "fedklpr_jax").rglob("*.py")) + sorted((ROOT / "experiments").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 modules = [node.module or ""]
-            for top in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"fedklpr_jax", "benchmarks"}:
+            for top in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - ours:
                 if not {canonicalize_name(name) for name in distributions.get(top, [])} & names:
                     undeclared.add(f"{file.relative_to(ROOT)}: {top}")
     assert not undeclared

@@ -484,7 +484,7 @@ def test_every_alternative_traces_through_a_whole_client_round(changes):
     inputs = rounds.round_inputs(engine, [message], clients[:1], [0], seed=0, round_=1)
     inputs = jax.tree.map(lambda leaf: leaf[0], inputs)
     stages = ClientUpdate(task, method)
-    upload, state, _ = jax.eval_shape(stages.update, task.arrays, jnp.int32(1), jnp.float32(1), inputs)
+    upload, state, _ = jax.eval_shape(stages.update, task.arrays, jnp.int32(1), jnp.ones(1), inputs)
 
     def shapes(tree):
         return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
