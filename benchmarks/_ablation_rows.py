@@ -64,7 +64,9 @@ def factors(kll_weight: float) -> dict[str, tuple[str, dict[str, dict[str, Any]]
                           f"fedcapr-rate-{rate}": {"method.name": "fedcapr", "optimizer.learning_rate": rate}
                           for rate in (3.5e-4, 2e-3)}),
         "task": ("IDE copies, and O2CAP's online association",
-                 choices("copies", "data.copies", "1", "3") | {"online": {"contrast.online": 0.7}}),
+                 choices("copies", "data.copies", "1", "3") | {
+                     "online-off": {"contrast.online": 0.0},
+                     "fedcapr-online-off": {"method.name": "fedcapr", "contrast.online": 0.0}}),
         "start": ("the trunk starts from weights trained on drawn sites of no client, or at random",
                   choices("weights", "model.weights", "random")),
     }  # fmt: skip

@@ -84,15 +84,12 @@ class ClientUpdate(NamedTuple):
     def start(self, inputs: RoundInputs, model: PyTree, client: ClientState) -> Training:
         """Training of `model` with the client's local leaves and a fresh optimiser."""
         variables = merge(model, client.local)
-        memory = self.task.labelling.blank if self.task.labelling else ()
-        memory = jax.tree.map(jnp.asarray, memory)
-        return Training(
-            variables, self.task.optimizer.init(variables["params"]), client, memory, jnp.float32(0), jnp.int32(0)
-        )
+        optimizer = self.task.optimizer.init(variables["params"])
+        return Training(variables, optimizer, client, self._blank(), jnp.float32(0), jnp.int32(0))
 
     def begin(self, arrays: PyTree, round_: jax.Array, inputs: RoundInputs) -> Training:
         """First stage: what the method makes of the download."""
-        data = inputs.data._replace(labels=inputs.client.labels)
+        data = inputs.data._replace(labels=inputs.client.labels, memory=self._blank())
         context = self.context(arrays, round_, inputs, data, inputs.client.local)
         return self.start(inputs, *self.method.begin(inputs.client, context))
 
@@ -105,6 +102,12 @@ class ClientUpdate(NamedTuple):
         labelling = self.task.labelling
         assert labelling, f"task {self.task.name} has its labels"
         return labelling.embed(arrays, training.variables, inputs.data)
+
+    def assign(self, arrays: PyTree, inputs: RoundInputs, features: jax.Array) -> PyTree:
+        """The labels that a traced function finds."""
+        labelling = self.task.labelling
+        assert labelling, f"task {self.task.name} has its labels"
+        return labelling.assign(features, inputs.data)
 
     def train_epoch(
         self,
@@ -195,7 +198,7 @@ class ClientUpdate(NamedTuple):
             if labelling is None:
                 return self.train_epoch(arrays, round_, rate, epoch, inputs, training), {}
             features = self.embed(arrays, inputs, training)
-            labels = labelling.assign(features, inputs.data)
+            labels = self.assign(arrays, inputs, features)
             training = self.train_epoch(arrays, round_, rate, epoch, inputs, training, Found(features, labels))
             return training, {"labels": labels, "steps": training.steps}
 
@@ -216,6 +219,10 @@ class ClientUpdate(NamedTuple):
         Returns complete variables.
         """
         return self.epochs(arrays, round_, rates, inputs, self.personalised(inputs))[0].variables
+
+    def _blank(self) -> PyTree:
+        """The task's memory before the first epoch."""
+        return jax.tree.map(jnp.asarray, self.task.labelling.blank) if self.task.labelling else ()
 
     def _full_mask(self, training: Training) -> PyTree | None:
         """The client's mask over all parameters in training, local ones kept; None for dense methods."""

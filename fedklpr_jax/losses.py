@@ -41,7 +41,7 @@ def kl_feature_loss(
 
 
 def cosine_distance(reference: jax.Array, local: jax.Array) -> jax.Array:
-    """`mean(1 - cos)` between the rows of two sets of features [batch, d]: float32 scalar, 0 for a row of zeros.
+    """`mean(1 - cos)` between the rows of two sets of features [batch, d]: float32 scalar; a row of zeros counts 1.
 
     Source: FedCAPR's penalty and cosine distance weight; FedReID (ACM MM 2020) for the weight.
 

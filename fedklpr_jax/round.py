@@ -118,12 +118,15 @@ def _staged(stages: ClientUpdate, mapper: Mapper, devices: int) -> tuple[Callabl
     begin, finish = mapper("begin", stages.begin), mapper("finish", stages.finish)
     personalised = mapper("start", lambda arrays, inputs: stages.personalised(inputs))
     embed, train_epoch = mapper("embed", stages.embed), mapper("train_epoch", stages.train_epoch)
+    assign = mapper("assign", stages.assign)
 
     def label(inputs: RoundInputs, training: Training, watch: Watch) -> Found:
         assert labelling
         with watch("embedding"):
             features = jax.block_until_ready(embed((), inputs, training))
         with watch("clustering"):
+            if not labelling.on_host:
+                return Found(features, jax.block_until_ready(assign((), inputs, features)))
             host, rows = np.asarray(features), zip(inputs.data.index, inputs.steps, strict=True)
             labels = [
                 labelling.assign_host(host[place], int(client)) if steps else labelling.unlabelled

@@ -114,7 +114,8 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, sas: Any, prune: Any, cr
         a = by_images if klaw.sign == "none" else aggregation.klaw(gained, sign=klaw.sign, where=accepted)
         b = aggregation.praw(1.0 - jax.vmap(pruning.density)(uploads.mask), form=praw.form)
         weights = aggregation.klpwa(a, b, form=klpwa.form, mix=klpwa.mix, cap=klpwa.cap, where=accepted)
-        weights = jnp.where(jnp.sum(gained) < 1e-12, by_images, weights)
+        if klaw.sign != "none":
+            weights = jnp.where(jnp.sum(gained) < 1e-12, by_images, weights)
         # Without SAS pruned entries count as the zeros that they are.
         kept = uploads.mask if sas.form == "skip" else None
         model = mean(uploads.model, kept, weights, server.model)

@@ -26,7 +26,8 @@ def trunk_of(variables: PyTree) -> PyTree:
 
 def normalise_features(features: jax.Array) -> jax.Array:
     """Rows of length 1; a row of zeros stays one."""
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+    # The floor is under the root, where it stops the gradient of a row of zeros from being infinite.
+    return features / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(features), axis=-1, keepdims=True), 1e-24))
 
 
 def embed(
