@@ -42,15 +42,12 @@ def factors(kll_weight: float) -> dict[str, tuple[str, dict[str, dict[str, Any]]
                       choices("space", "method.kll.space", "features", "proxies")),
         "KLL reference": ("the frozen model: the masked download, or the dense global one",
                           choices("reference", "method.kll.reference", "personalised", "global")),
-        "KLPWA": ("how the two weights combine, and that none exceeds cap / clients",
-                  choices("klpwa", "method.klpwa.form", "product", "sum")
-                  | {"klpwa-uncapped": {"method.klpwa.cap": 1e6}}),
+        "KLPWA": ("how the two weights combine",
+                  choices("klpwa", "method.klpwa.form", "product", "sum")),
         "SAS": ("pruned entries are left out of the mean, or count as zeros",
                 choices("sas", "method.sas.form", "skip", "zeros")),
         "CRR": ("the two checks keep accuracy while pruning", {
             "crr-both": {}, "crr-stage1": no_recovery, "crr-none": {"method.crr.drop": 1.0} | no_recovery}),
-        "prune scope": ("one threshold over all layers, or one for each",
-                        choices("scope", "method.prune.scope", "global", "layer")),
         "prune target": ("the density that pruning stops at",
                          choices("target", "method.prune.target", 0.7, 0.5, 0.3, 0.2)),
         "prune step": ("share of the alive weights removed at once", choices("step", "method.prune.step", 0.1, 0.5)),
@@ -59,14 +56,9 @@ def factors(kll_weight: float) -> dict[str, tuple[str, dict[str, dict[str, Any]]
         "wire": ("half as many bytes a value", {
             "bfloat16": {"wire.dtype": "bfloat16"},
             "fedcapr-bfloat16": {"method.name": "fedcapr", "wire.dtype": "bfloat16"}}),
-        "step size": ("of both systems' local optimiser",
-                      choices("rate", "optimizer.learning_rate", 3.5e-4, 2e-3) | {
-                          f"fedcapr-rate-{rate}": {"method.name": "fedcapr", "optimizer.learning_rate": rate}
-                          for rate in (3.5e-4, 2e-3)}),
-        "task": ("IDE copies, and O2CAP's online association",
-                 choices("copies", "data.copies", "1", "3") | {
-                     "online-off": {"contrast.online": 0.0},
-                     "fedcapr-online-off": {"method.name": "fedcapr", "contrast.online": 0.0}}),
+        "task": ("O2CAP's online association beside FedCAPR's contrast", {
+            "online-off": {"contrast.online": 0.0},
+            "fedcapr-online-off": {"method.name": "fedcapr", "contrast.online": 0.0}}),
         "start": ("the trunk starts from weights trained on drawn sites of no client, or at random",
                   choices("weights", "model.weights", "random")),
     }  # fmt: skip

@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedklpr_jax import checkpoint, cli, exchange, simulation
+from fedklpr_jax import checkpoint, cli, exchange, simulation, weights
 from fedklpr_jax import round as rounds
 from fedklpr_jax.config import resolved
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.data.folder import SPLITS
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.metrics import Console, read_metrics
+from fedklpr_jax.models.spec import make_spec
 from fedklpr_jax.trees import parameter_count
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,9 +98,9 @@ def saved(directory: Path, step: int) -> bool:
 
 
 def timeless(value: object) -> object:
-    """The same without any `seconds`."""
+    """The same without any `seconds` and their `split`."""
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
+        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "split")}
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
@@ -149,6 +150,37 @@ def command(capsys, tmp_path) -> Iterator[Callable[..., tuple[int, str]]]:
     signal.signal(signal.SIGTERM, handler)
     for name, value in cache.items():
         jax.config.update(name, value)
+
+
+def test_an_unsupervised_run_starts_from_a_file_tells_its_clusters_and_goes_on_after_a_stop(tmp_path):
+    spec = make_spec("thin", dropout=0.0)
+    weights.save(tmp_path / "trunk.npz", jax.device_get(spec.init(jax.random.key(1), 32, 16)))
+    arguments = [
+        "--config.task.name=unsupervised", f"--config.model.weights={tmp_path / 'trunk.npz'}", "--config.cluster.k1=6",
+        "--config.cluster.min_samples=2", "--config.last.epochs=2", "--config.rounds=3", "--config.eval.every=2",
+    ]  # fmt: skip
+    directory, other = tmp_path / "run", tmp_path / "stopped"
+    said = finish(settings(directory, *arguments))
+    assert ", clusters " in said and "start" in said
+    summary, events = summary_of(directory), read_metrics(directory / "metrics.jsonl")
+    rows = [event for event in events if event["event"] == "round"]
+    assert [len(row["clients"]["arena"]["purity"]) for row in rows] == [1, 1, 2]
+    assert rows[0]["split"].keys() == {"embedding", "clustering", "training", "pruning", "aggregation", "wire"}
+    for row in rows:
+        for client in row["clients"].values():
+            assert client["steps"] > 0 and all(0 < share <= 1 for share in client["clustered"])
+    assert summary["task"] == "unsupervised" and summary["start"]["mean"] != summary["mean"]
+    assert summary["before_last_round"]["mean"].keys() == summary["mean"].keys()
+    assert 0 < summary["validation"]["mean"] <= 1
+    better = summary["mean"]["map"] > summary["start"]["mean"]["map"]
+    assert any("no better" in line for line in summary["failures"]) != better
+    assert "purity" in (directory / "report.html").read_text(encoding="utf-8").lower()
+
+    status, _, _ = stop(start(settings(other, *arguments)), signal.SIGTERM, lambda: saved(other, 1))
+    assert status == 130
+    finish(settings(other, *arguments))
+    assert timeless(read_metrics(directory / "metrics.jsonl")) == timeless(read_metrics(other / "metrics.jsonl"))
+    assert timeless(summary) == timeless(summary_of(other))
 
 
 def test_a_run_writes_what_it_promises(whole):
