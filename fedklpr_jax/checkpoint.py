@@ -165,9 +165,13 @@ def _flatten(tree: PyTree) -> tuple[list[Any], list[list[Any]]]:
 
 
 def _to_bytes(leaves: list[Any]) -> np.ndarray:
-    """All leaves end to end as uint8; one zero byte closes them, for Orbax refuses an empty array."""
+    """All leaves end to end as uint8, with zeros behind them: at least one, for Orbax refuses an empty array, and so
+    many that a long buffer is whole chunks, for Orbax cuts an array into equal ones, and of a length without such a
+    divisor it makes files of a few bytes each, hundreds of thousands of them."""
     parts = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in jax.device_get(leaves)]
-    return np.concatenate([*parts, np.zeros(1, np.uint8)])
+    size = sum(map(len, parts)) + 1
+    padding = -size % _CHUNK_BYTES if size > _CHUNK_BYTES else 0
+    return np.concatenate([*parts, np.zeros(1 + padding, np.uint8)])
 
 
 def _from_bytes(buffer: np.ndarray, specs: list[list[Any]]) -> list[np.ndarray]:

@@ -300,3 +300,12 @@ def test_a_save_of_1500_leaves_is_fast(tmp_path: Path) -> None:
         times.append(time.perf_counter() - start)
     # Saved leaf by leaf the same state takes Orbax about 1 s.
     assert min(times) < 0.3, times
+
+
+def test_no_length_of_a_state_makes_many_files(tmp_path):
+    # A prime number of bytes with the one behind it: no equal chunks but of a single byte.
+    state = {"w": np.arange(8650813 - 1, dtype=np.uint8)}
+    checkpoint.save(tmp_path, 1, state, {})
+    assert sum(path.is_file() for path in tmp_path.rglob("*")) < 20
+    restored, _ = checkpoint.restore(tmp_path, 1, state)
+    np.testing.assert_array_equal(restored["w"], state["w"])

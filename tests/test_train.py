@@ -13,7 +13,7 @@ import pytest
 
 from fedklpr_jax import round as rounds
 from fedklpr_jax import simulation, train
-from fedklpr_jax.config import FIELDS, default_config
+from fedklpr_jax.config import default_config, flat, resolved
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Method, Upload, send_all
 from fedklpr_jax.methods import local
@@ -28,6 +28,7 @@ def begin(method, *, optimizer=None, **settings):
     """A federation of three toy clients with 1, 2 and 3 images, and the state that its run starts from."""
     config = default_config()
     config.update_from_flattened_dict({path.replace("__", "."): value for path, value in settings.items()})
+    config = resolved(config)
     task = toy_task(TARGETS, optimizer=optimizer)
     engine = rounds.make_engine(
         task, method, epochs=1, clients=simulation.participation_count(len(TARGETS), config.participation)
@@ -157,17 +158,16 @@ def test_participants_are_a_pure_function_of_seed_and_round():
 
 @pytest.mark.short
 def test_the_fingerprint_follows_every_setting_that_changes_a_number():
-    original = train.fingerprint(default_config())
-    for path, field in FIELDS.items():
-        config = default_config()
-        value = field.default
+    original = train.fingerprint(resolved(default_config()))
+    for path, value in flat(resolved(default_config())).items():
+        config = resolved(default_config())
         changed = (not value) if isinstance(value, bool) else value + "x" if isinstance(value, str) else value + 1
         config.update_from_flattened_dict({path: changed})
         assert (train.fingerprint(config) == original) == (path in train.FREE), path
 
 
 def directory_of(tmp_path: Path, **settings: object) -> Path:
-    config = default_config()
+    config = resolved(default_config())
     config.out = str(tmp_path / "run")
     config.update_from_flattened_dict({path.replace("__", "."): value for path, value in settings.items()})
     return train.prepare_directory(config, "the command")
@@ -177,7 +177,7 @@ def directory_of(tmp_path: Path, **settings: object) -> Path:
 def test_a_directory_takes_one_run_and_takes_it_again_until_it_is_finished(tmp_path):
     directory = directory_of(tmp_path)
     known = json.loads((directory / "config.json").read_text())
-    assert known["command"] == "the command" and known["settings"]["rounds"] == default_config().rounds
+    assert known["command"] == "the command" and known["settings"]["rounds"] == resolved(default_config()).rounds
     # What changes no number may differ; what changes one may not, and is named with both values.
     assert directory_of(tmp_path, checkpoint__keep=5, name="other") == directory
     rest = r"=0\.5, not 0\.25; continue it with its own settings or give --config\.out=OTHER"
