@@ -157,8 +157,8 @@ FIELDS: dict[str, Field] = {
     "method.klpwa.cap": Field(3.0, "[C] no weight exceeds cap / clients", *_at_least(1)),
     "method.sas.form": Field("skip", "pruned entries are left out of the mean [S], or count as zeros (ablation)",
                              *_one_of("skip", "zeros")),
-    "method.prune.step": Field(0.25, "[C] share of the alive weights removed by a step", *_between(0, 1)),
-    "method.prune.target": Field(0.4, "[C] density that pruning stops at", *_between(0, 1)),
+    "method.prune.step": Field(ByTask(0.25, 0.5), "[C] share of the alive weights removed by a step", *_between(0, 1)),
+    "method.prune.target": Field(ByTask(0.4, 0.2), "[C] density that pruning stops at", *_between(0, 1)),
     "method.prune.scope": Field("global", "[C] one threshold over all layers, or one for each",
                                 *_one_of("global", "layer")),
     "method.crr.drop": Field(0.02, "[C] validation mAP a step may cost", *_at_least(0)),
@@ -172,8 +172,8 @@ FIELDS: dict[str, Field] = {
 def default_config() -> ml_collections.ConfigDict:
     """A fresh copy of all settings with their defaults.
 
-    >>> default_config().method.prune.target
-    0.4
+    >>> default_config().method.crr.drop
+    0.02
     """
     config = ml_collections.ConfigDict()
     for path, field in FIELDS.items():
