@@ -49,8 +49,10 @@ def factors(kll_weight: float) -> dict[str, tuple[str, dict[str, dict[str, Any]]
         "CRR": ("the two checks keep accuracy while pruning", {
             "crr-both": {}, "crr-stage1": no_recovery, "crr-none": {"method.crr.drop": 1.0} | no_recovery}),
         "prune target": ("the density that pruning stops at",
-                         choices("target", "method.prune.target", 0.7, 0.5, 0.3, 0.2)),
-        "prune step": ("share of the alive weights removed at once", choices("step", "method.prune.step", 0.1, 0.5)),
+                         choices("target", "method.prune.target", 0.7, 0.5, 0.4, 0.3, 0.2)),
+        "prune step": ("share of the alive weights removed at once",
+                       choices("step", "method.prune.step", 0.1, 0.25, 0.5)),
+        "pruning": ("both at once", {"prune-gently": {"method.prune.step": 0.25, "method.prune.target": 0.4}}),
         "BN statistics": ("stay with the client, or travel and are averaged",
                           choices("bn", "method.bn.statistics", "averaged", "local")),
         "wire": ("half as many bytes a value", {

@@ -194,8 +194,9 @@ def report(plan: Plan, results: Results, last: Sequence[Row]) -> str:
     scores = shown.over_seeds(results, BASE, "validation", SEEDS).values()
     text = [
         f"Development federation: synthetic sites {config.data.clients.replace(',', ', ')} (`data.seed` {DATA_SEED} + "
-        f"seed), {config.rounds} rounds, {config.task.name} task. Base (`config.py`'s defaults), validation mAP over "
-        f"seeds {', '.join(map(str, SEEDS))}: {spread([100 * score for score in scores])} %. `delta` is in points "
+        f"seed), {config.rounds} rounds, {config.task.name} task. Base: the defaults, with `prune.step` "
+        f"{config.method.prune.step:g} and `prune.target` {config.method.prune.target:g}; validation mAP over seeds "
+        f"{', '.join(map(str, SEEDS))}: {spread([100 * score for score in scores])} %. `delta` is in points "
         "against the base of the same seed; ≈ marks one inside the standard deviation of the base's seeds: no "
         "difference. Test mAP is shown and was not used.",
         f"**Stage 1**, seed {SEEDS[0]}:",
