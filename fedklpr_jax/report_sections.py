@@ -147,7 +147,7 @@ def stages(summary: Mapping[str, Any]) -> str:
     rows.append(row("mean", [of[1] for of in shown.values()], held_out.get("mean")))
     notes = ["End: before local fine-tuning."]
     if held_out:
-        notes.append("Held-out training images are labelled and used for this table only, by no part of the run.")
+        notes.append("Held-out training images: by their true identities, which nothing but this table reads.")
     return f'<h2>From start to end</h2>{_html_table(groups, rows)}<p class="soft">{" ".join(notes)}</p>'
 
 
