@@ -65,7 +65,8 @@ def test_tensorflow_datasets_works_without_tensorflow() -> None:
 def test_every_foreign_import_is_declared() -> None:
     distributions = importlib.metadata.packages_distributions()
     names = {canonicalize_name(r.name) for r in requirements(setup_cfg()["options"]["install_requires"])}
-    undeclared, ours = set(), {"fedklpr_jax", "benchmarks"}
+    undeclared: set[str] = set()
+    ours = {"fedklpr_jax", "benchmarks", *(file.stem for file in (ROOT / "experiments").glob("*.py"))}
     for file in sorted((ROOT / "fedklpr_jax").rglob("*.py")) + sorted((ROOT / "experiments").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

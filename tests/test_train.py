@@ -27,6 +27,7 @@ TARGETS = ((1.0, 3.0), (2.0, -1.0), (4.0, 0.5))
 def begin(method, *, optimizer=None, **settings):
     """A federation of three toy clients with 1, 2 and 3 images, and the state that its run starts from."""
     config = default_config()
+    config.epochs = 1
     config.update_from_flattened_dict({path.replace("__", "."): value for path, value in settings.items()})
     config = resolved(config)
     task = toy_task(TARGETS, optimizer=optimizer)
