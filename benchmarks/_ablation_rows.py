@@ -36,7 +36,7 @@ def factors(kll_weight: float) -> dict[str, tuple[str, dict[str, dict[str, Any]]
             "kll-triple": {"method.kll.weight": round(kll_weight * 3, 4)}}),
         "KLL temperature": ("softness of the distributions, KLAW's too",
                             choices("temperature", "method.kll.temperature", 0.25, 0.5, 1.0)),
-        "KLL direction": ("KL(received || local), or the reverse",
+        "KLL direction": ("KL of received to local, or of local to received",
                           choices("direction", "method.kll.direction", "forward", "reverse")),
         "KLL space": ("softmax over features, or over similarities to the proxies",
                       choices("space", "method.kll.space", "features", "proxies")),
