@@ -123,6 +123,9 @@ def make_federation(config: ml_collections.ConfigDict, console: Console) -> Fede
         convolution=config.model.convolution,
     )
     method = make_method(config.method)
+    if config.task.name == "unsupervised":
+        # A name that is no client's is told before the starting weights are trained.
+        unsupervised.parse_copies(config.data.copies, [site.name for site in sites])
     trunk = starting_trunk(config, spec, cache_directory("", "weights"), console)
     if config.task.name == "unsupervised":
         task = unsupervised.make_task(sites, spec, config, trunk=trunk)
