@@ -459,6 +459,12 @@ def test_an_interrupted_run_goes_on_bitwise(federation, history, tmp_path):
     assert event["clients"]["pier"]["clusters"] == history[1][1]["clients"]["pier"]["clusters"]
 
 
+@pytest.fixture(scope="module")
+def one_epoch():
+    """Round 0 of one epoch, a program a stage."""
+    return update(federation_of(epochs=1))
+
+
 @pytest.mark.parametrize(
     "how",
     [
@@ -469,14 +475,15 @@ def test_an_interrupted_run_goes_on_bitwise(federation, history, tmp_path):
     ],
     ids=lambda how: "-".join(map(str, how.values())),
 )
-def test_every_way_of_running_the_clients_gives_the_same_round(first, how):
-    # Three clients on two devices also exercise the padding; `traced` is the whole round as one program.
-    upload, states, logs = update(federation_of(**how))
-    np.testing.assert_array_equal(logs["labels"], first[2]["labels"])
-    np.testing.assert_array_equal(logs["steps"], first[2]["steps"])
-    np.testing.assert_array_equal(states.labels, first[1].labels)
-    np.testing.assert_allclose(logs["loss"], first[2]["loss"], rtol=1e-3)
-    for one, other in zip(jax.tree.leaves(upload.model), jax.tree.leaves(first[0].model), strict=True):
+def test_every_way_of_running_the_clients_gives_the_same_round(one_epoch, how):
+    # Three clients on two devices also exercise the padding; `traced` is the whole round as one program. One epoch:
+    # what another order of sums leaves in the weights may move a point at the edge of a cluster in the next.
+    upload, states, logs = update(federation_of(epochs=1, **how))
+    np.testing.assert_array_equal(logs["labels"], one_epoch[2]["labels"])
+    np.testing.assert_array_equal(logs["steps"], one_epoch[2]["steps"])
+    np.testing.assert_array_equal(states.labels, one_epoch[1].labels)
+    np.testing.assert_allclose(logs["loss"], one_epoch[2]["loss"], rtol=1e-3)
+    for one, other in zip(jax.tree.leaves(upload.model), jax.tree.leaves(one_epoch[0].model), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-4)
 
 
