@@ -483,8 +483,16 @@ def test_every_way_of_running_the_clients_gives_the_same_round(one_epoch, how):
     np.testing.assert_array_equal(logs["steps"], one_epoch[2]["steps"])
     np.testing.assert_array_equal(states.labels, one_epoch[1].labels)
     np.testing.assert_allclose(logs["loss"], one_epoch[2]["loss"], rtol=1e-3)
-    for one, other in zip(jax.tree.leaves(upload.model), jax.tree.leaves(one_epoch[0].model), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-4)
+    # Where a unit sits on the kink of its ReLU rounding moves single weights, on another processor others: what is
+    # compared is the whole movement of every client, which a wrong batch, key or place changes by its own size.
+    origin = rounds.start(federation_of().task, make_method(config_of().method), 0)[0].model
+    for client in range(3):
+        ours, theirs = (
+            np.concatenate([np.ravel(leaf[client]) for leaf in jax.tree.leaves(model)])
+            for model in (upload.model, one_epoch[0].model)
+        )
+        first = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(origin)])
+        assert np.linalg.norm(ours - theirs) < 0.01 * np.linalg.norm(theirs - first)
 
 
 def test_a_client_that_finds_nothing_to_tell_apart_is_left_out(federation, sites):
