@@ -16,7 +16,7 @@ import optax
 
 from fedklpr_jax.federated import ClientContext, ClientData, ClientState, Epoch, Message, Method, Step, Task, Upload
 from fedklpr_jax.pruning import apply_mask
-from fedklpr_jax.trees import PyTree, merge, split
+from fedklpr_jax.trees import PyTree, merge, path_map, split
 
 # Beside the steps of an epoch, which draw by their number.
 SAMPLER = 2**31 - 1
@@ -79,7 +79,32 @@ class ClientUpdate(NamedTuple):
         def probe(variables: PyTree) -> dict[str, jax.Array]:
             return task.forward(variables, task.inputs(arrays, data.probe), data, False, inputs.key)[0]
 
-        return ClientContext(round_, inputs.message.model, inputs.client.local, data.images, score, probe)
+        def curvature(model: PyTree) -> tuple[PyTree, PyTree]:
+            variables = merge(model, local)
+
+            def objective(params: PyTree, rows: jax.Array) -> jax.Array:
+                outputs, _ = task.forward(
+                    variables | {"params": params}, task.inputs(arrays, rows), data, True, inputs.key
+                )
+                return task.loss(arrays, outputs, rows, data)
+
+            def batch(index: jax.Array, sums: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+                rows = inputs.plan[0, index]
+                gradient = jax.grad(objective)(variables["params"], rows)
+                share = 1.0 / jnp.maximum(inputs.steps, 1)
+                return (
+                    jax.tree.map(lambda total, g: total + share * g, sums[0], gradient),
+                    jax.tree.map(lambda total, g: total + share * len(rows) * jnp.square(g), sums[1], gradient),
+                )
+
+            zeros = jax.tree.map(jnp.zeros_like, variables["params"])
+            found = jax.lax.fori_loop(0, inputs.steps, batch, (zeros, zeros))
+            mean, fisher = (split({"params": tree}, self.method.is_local)[0]["params"] for tree in found)
+            return mean, fisher
+
+        return ClientContext(
+            round_, inputs.message.model, inputs.client.local, data.images, score, probe, curvature, data.index
+        )
 
     def start(self, inputs: RoundInputs, model: PyTree, client: ClientState) -> Training:
         """Training of `model` with the client's local leaves and a fresh optimiser."""
@@ -103,11 +128,19 @@ class ClientUpdate(NamedTuple):
         assert labelling, f"task {self.task.name} has its labels"
         return labelling.embed(arrays, training.variables, inputs.data)
 
-    def assign(self, arrays: PyTree, inputs: RoundInputs, features: jax.Array) -> PyTree:
+    def assign(
+        self,
+        arrays: PyTree,
+        round_: jax.Array,
+        epoch: jax.Array,
+        inputs: RoundInputs,
+        training: Training,
+        features: jax.Array,
+    ) -> PyTree:
         """The labels that a traced function finds."""
         labelling = self.task.labelling
         assert labelling, f"task {self.task.name} has its labels"
-        return labelling.assign(features, inputs.data)
+        return labelling.assign(features, inputs.data._replace(labels=training.client.labels), round_, epoch)
 
     def train_epoch(
         self,
@@ -134,8 +167,8 @@ class ClientUpdate(NamedTuple):
             work = task.labelling.prepare(arrays, found.features, labels, inputs.data, key)
             work = work._replace(steps=jnp.where(inputs.steps > 0, work.steps, 0))
 
-        def step(index: jax.Array, carry: tuple) -> tuple:
-            params, stats, optimizer, memory, total = carry
+        def step(carry: tuple) -> tuple:
+            index, params, stats, optimizer, memory, total = carry
             data = inputs.data._replace(labels=labels, memory=memory)
             # By epoch and step, not by place in the padded plan: a site alone draws what it draws in simulation.
             augment_key, train_key = jax.random.split(jax.random.fold_in(epoch_key, index))
@@ -161,19 +194,26 @@ class ClientUpdate(NamedTuple):
             (loss, (stats, outputs)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
             updates, optimizer = task.optimizer.update(apply_mask(gradients, mask), optimizer, params)
             updates = jax.tree.map(lambda u: learning_rate * u, updates)
+            if method.trains is not None:
+                moves = method.trains
+                updates = path_map(lambda path, u: jnp.where(moves(f"params/{path}", epoch), u, 0.0), updates)
             params = apply_mask(optax.apply_updates(params, updates), mask)
-            return params, stats, optimizer, task.remember(outputs, rows, data), total + loss
+            return index + 1, params, stats, optimizer, task.remember(outputs, rows, data), total + loss
+
+        def goes_on(carry: tuple) -> jax.Array:
+            more = carry[0] < work.steps
+            return more if task.stop is None else more & ~task.stop(carry[4])
 
         variables = training.variables
         carry = (
-            variables["params"], variables.get("batch_stats", {}), training.optimizer, work.memory, jnp.float32(0)
+            jnp.int32(0), variables["params"], variables.get("batch_stats", {}), training.optimizer, work.memory,
+            jnp.float32(0),
         )  # fmt: skip
-        params, stats, optimizer, memory, total = jax.lax.fori_loop(0, work.steps, step, carry)
+        steps, params, stats, optimizer, memory, total = jax.lax.while_loop(goes_on, step, carry)
         model, local = split({"params": params, "batch_stats": stats}, method.is_local)
         client = training.client._replace(local=local, labels=labels)
         context = self.context(arrays, round_, inputs, inputs.data._replace(labels=labels, memory=memory), local)
         model, client = method.on_epoch_end(model, client, context, epoch)
-        steps = jnp.asarray(work.steps, jnp.int32)
         return Training(merge(model, client.local), optimizer, client, memory, total / jnp.maximum(steps, 1), steps)
 
     def finish(
@@ -198,7 +238,7 @@ class ClientUpdate(NamedTuple):
             if labelling is None:
                 return self.train_epoch(arrays, round_, rate, epoch, inputs, training), {}
             features = self.embed(arrays, inputs, training)
-            labels = self.assign(arrays, inputs, features)
+            labels = self.assign(arrays, round_, epoch, inputs, training, features)
             training = self.train_epoch(arrays, round_, rate, epoch, inputs, training, Found(features, labels))
             return training, {"labels": labels, "steps": training.steps}
 

@@ -34,10 +34,18 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class ByTask:
-    """The defaults of a setting in which the tasks differ; attributes are named like the tasks."""
+    """The defaults of a setting in which the tasks differ: of both re-ID tasks, and of classification (None = as in
+    supervised re-ID)."""
 
     supervised: Any
     unsupervised: Any
+    classification: Any = None
+
+    def of(self, task: str) -> Any:
+        """The default for the task of that name."""
+        if task == "classification":
+            return self.supervised if self.classification is None else self.classification
+        return self.supervised if task == "supervised" else self.unsupervised
 
 
 def _at_least(low: float) -> tuple[str, Callable[[Any], bool]]:
@@ -200,7 +208,7 @@ def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for path, value in flat(config).items():
         default = FIELDS[path].default if path in FIELDS else None
         if value is None and isinstance(default, ByTask):
-            config.update_from_flattened_dict({path: getattr(default, config.task.name)})
+            config.update_from_flattened_dict({path: default.of(config.task.name)})
     return config
 
 

@@ -25,9 +25,9 @@ server moves only half of the way to the mean, and clients are held back by a pr
 ...     plan=lambda seed, round_, client, epochs: np.full((epochs, 1, 1), client, np.int32),
 ...     evaluate=lambda variables, client: {},
 ...     optimizer=optax.sgd(1.0), learning_rate=lambda round_, epoch: 0.5)
->>> def half_way(server, uploads, mean):
+>>> def half_way(server, uploads, context):
 ...     weights = aggregation.image_weights(uploads.scalars["images"], uploads.accepted)
-...     merged = mean(uploads.model, None, weights, server.model)
+...     merged = context.mean(uploads.model, None, weights, server.model)
 ...     model = jax.tree.map(lambda old, new: 0.5 * (old + new), server.model, merged)
 ...     return server._replace(model=model, round=server.round + 1), {"weight": weights}
 >>> toy = Method("half_way", penalty=lambda step: losses.proximal(step.params, step.received["params"]),
@@ -61,9 +61,12 @@ __all__ = [
     "ClientData",
     "ClientState",
     "Epoch",
+    "Examined",
     "Labelling",
     "Message",
     "Method",
+    "Public",
+    "ServerContext",
     "ServerState",
     "Step",
     "Task",
@@ -145,12 +148,21 @@ class Epoch(NamedTuple):
     memory: PyTree
 
 
+def no_curvature(model: PyTree) -> tuple[PyTree, PyTree]:
+    """`ClientContext.curvature` where there is no batch to take gradients of."""
+    raise ValueError("this client has no batches to take gradients of")
+
+
 class ClientContext(NamedTuple):
     """What a method may use at the begin and the end of a client's round.
 
-    `round` int32; `received` the model decoded from this round's download, `received_local` the local leaves the client
-    had then; `images` float32, n_k; `score(model)` float32, validation score of a model with the client's present local
-    leaves; `probe(variables)` the task's outputs for complete variables on D_batch (eval mode, no augmentation).
+    `round` int32; `received` the model decoded from this round's download, `received_local`
+    the local leaves the client had then; `images` float32, n_k; `score(model)` float32, validation score of a model
+    with the client's present local leaves; `probe(variables)` the task's outputs for complete variables on D_batch
+    (eval mode, no augmentation); `curvature(model)` two trees like `model["params"]`: the mean gradient g of the task's
+    loss over the batches of the round's first epoch (train mode, no augmentation) and h, the mean of batch size x
+    squared batch gradients, which estimates the diagonal of the empirical Fisher matrix (not for tasks that make their
+    labels on the way); `client` int32, its number.
     """
 
     round: jax.Array
@@ -159,6 +171,26 @@ class ClientContext(NamedTuple):
     images: jax.Array
     score: Callable[[PyTree], jax.Array]
     probe: Callable[[PyTree], Mapping[str, jax.Array]]
+    curvature: Callable[[PyTree], tuple[PyTree, PyTree]] = no_curvature
+    client: Any = np.int32(0)
+
+
+def no_public_images(model: PyTree, rows: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
+    """`ServerContext.represent` of a server without public images."""
+    raise ValueError("the server has no public images")
+
+
+class ServerContext(NamedTuple):
+    """What a method may use in its server step.
+
+    `mean` is `aggregation.masked_mean`, summed over the devices of the mesh; `represent(model, rows, train)` the
+    features float32 [len(rows), d] of the task's public images in these rows and the batch-norm statistics after them;
+    `public` how many such images there are (0 = none).
+    """
+
+    mean: Callable[..., PyTree] = aggregation.masked_mean
+    represent: Callable[[PyTree, jax.Array, bool], tuple[jax.Array, PyTree]] = no_public_images
+    public: int = 0
 
 
 class Step(NamedTuple):
@@ -205,10 +237,10 @@ def send_all(
     return Upload(model, None, {"images": context.images}), client, {}
 
 
-def average(server: ServerState, uploads: Uploads, mean: Callable[..., PyTree]) -> tuple[ServerState, dict]:
+def average(server: ServerState, uploads: Uploads, context: ServerContext) -> tuple[ServerState, dict]:
     """FedAvg's server step: the mean of the accepted models weighted by n_k / n (McMahan et al. 2017, algorithm 1)."""
     weights = aggregation.image_weights(uploads.scalars["images"], uploads.accepted)
-    model = mean(uploads.model, uploads.mask, weights, server.model)
+    model = context.mean(uploads.model, uploads.mask, weights, server.model)
     return server._replace(model=model, round=server.round + 1), {"weight": weights}
 
 
@@ -232,9 +264,11 @@ class Method:
       penalty: Step -> float32 scalar added to the task's loss.
       on_epoch_end: (model, client, context, epoch int32) -> (model, client).
       finish: (trained model, client, context) -> (Upload, client, logs), logs named scalars that do not travel.
-      aggregate: (server, uploads, mean) -> (server, logs of float32 [K]); `mean` is `aggregation.masked_mean`, summed
-        over the devices of the mesh.
+      aggregate: (server, uploads, ServerContext) -> (server, logs of float32 [K]).
       personalise: (message, client) -> the model this client is evaluated with and would deploy.
+      trains: (path of a leaf of `params`, epoch int32) -> bool, whether it moves in this local epoch; None = all do.
+      needs_score: whether a hook reads `ClientContext.score`, so that validation data must be held out.
+      needs_public: whether the server step reads public images.
     """
 
     name: str
@@ -249,6 +283,9 @@ class Method:
     finish: Callable[..., tuple[Upload, ClientState, dict[str, jax.Array]]] = send_all
     aggregate: Callable[..., tuple[ServerState, dict[str, jax.Array]]] = average
     personalise: Callable[[Message, ClientState], PyTree] = keep_download
+    trains: Callable[[str, jax.Array], jax.Array] | None = None
+    needs_score: bool = False
+    needs_public: bool = False
 
 
 def keep_memory(outputs: Mapping[str, jax.Array], rows: jax.Array, client: ClientData) -> PyTree:
@@ -263,8 +300,8 @@ class Labelling:
     Attributes:
       embed: (arrays, variables, client) -> float32 [points, d], what labels are made from.
       on_host: whether `assign_host` does it between compiled stages, or `assign` inside the one program of a round.
-      assign_host: host; (features [points, d], client int) -> labels.
-      assign: the same, traced; (features, client) -> labels.
+      assign_host: host; (features [points, d], client int, the labels made last, round, epoch) -> labels.
+      assign: the same, traced; (features, `ClientData` with the labels made last, round, epoch) -> labels.
       prepare: (arrays, features, labels, client, key) -> Epoch.
       unlabelled: the labels of a client that has made none yet.
       blank: an `Epoch.memory` before the first epoch: same shapes, nothing in it.
@@ -273,12 +310,29 @@ class Labelling:
 
     embed: Callable[..., jax.Array]
     on_host: bool
-    assign_host: Callable[[np.ndarray, int], np.ndarray]
-    assign: Callable[[jax.Array, ClientData], jax.Array]
+    assign_host: Callable[[np.ndarray, int, np.ndarray, int, int], np.ndarray]
+    assign: Callable[[jax.Array, ClientData, jax.Array, jax.Array], jax.Array]
     prepare: Callable[..., Epoch]
     unlabelled: PyTree
     blank: PyTree
     describe: Callable[[np.ndarray, int], dict[str, list[Any]]]
+
+
+class Examined(NamedTuple):
+    """Something a model is tested on: its `name`, and the number of the client whose model it is for; None = the
+    server's, on data of no client."""
+
+    name: str
+    client: int | None
+
+
+class Public(NamedTuple):
+    """Unlabelled images that the server holds: `arrays` what the traced functions read, `images` how many, and
+    `represent(arrays, model, rows, train)` -> (features float32 [rows, d], batch-norm statistics) of a shared model."""
+
+    arrays: PyTree
+    images: int
+    represent: Callable[[PyTree, PyTree, jax.Array, bool], tuple[jax.Array, PyTree]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,13 +356,17 @@ class Task:
       score: (arrays, variables, client) -> float32, higher is better, on validation data only.
       plan: host; (seed, round, client, epochs) -> int32 [epochs, steps, batch] of rows, shapes fixed per client. With
         `labelling` only its shape is read, as an estimate of the work.
-      evaluate: host; (variables, client) -> named floats on the test data.
+      evaluate: host; (variables, test) -> its result, with `metrics`: named floats; a number in `examined`.
       optimizer: optax transformation for a learning rate of 1.
       learning_rate: host; (round, epoch) -> factor on the updates.
       labelling: how labels are made; None where the data has them.
       remember: (outputs, rows, client) -> the client's `memory` after a step.
       validate: host; (variables, client) -> mAP by true identities on validation images, to choose settings on
         development federations; no run uses it. None if there is none.
+      stop: (the client's memory) -> bool, whether its epoch ends before the steps are used up; None = never.
+      tests: what is tested; empty = one test a client, named like it.
+      public: images at the server; None if there are none.
+      first_epochs: local epochs of round 0 where they differ; 0 = as in the other rounds.
     """
 
     name: str
@@ -328,3 +386,12 @@ class Task:
     labelling: Labelling | None = None
     remember: Callable[..., PyTree] = keep_memory
     validate: Callable[[PyTree, int], float] | None = None
+    stop: Callable[[PyTree], jax.Array] | None = None
+    tests: tuple[Examined, ...] = ()
+    public: Public | None = None
+    first_epochs: int = 0
+
+    @property
+    def examined(self) -> tuple[Examined, ...]:
+        """Every test, in order."""
+        return self.tests or tuple(Examined(name, client) for client, name in enumerate(self.client_names))

@@ -6,6 +6,7 @@ they are assigned on the host, and with `client_map=loop`, every stage is a prog
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from fedklpr_jax.aggregation import masked_mean, mean_of_sums, weighted_sums
 from fedklpr_jax.client_maps import CLIENT_MAPS, Mapper, client_mesh, make_mapper, spread
 from fedklpr_jax.client_update import ClientUpdate, Found, RoundInputs, Training
-from fedklpr_jax.federated import ClientState, Message, Method, ServerState, Task, Upload, Uploads
+from fedklpr_jax.federated import ClientState, Message, Method, ServerContext, ServerState, Task, Upload, Uploads
 from fedklpr_jax.trees import PyTree, split, stack, unstack
 
 Watch = Callable[[str], AbstractContextManager[Any]]
@@ -83,9 +84,21 @@ def make_engine(
     staged = client_map == "loop" or (task.labelling is not None and task.labelling.on_host)
     update, fine_tune = (_staged if staged else _fused)(stages, mapper, mesh.size)
     mean = masked_mean if mesh.size == 1 else _sharded_mean(mesh)
-    server_step = jax.jit(lambda server, uploads: method.aggregate(server, uploads, mean), donate_argnums=0)
+    public = task.public
+    images = None if public is None else jax.device_put(public.arrays, NamedSharding(mesh, P()))
+
+    def server_step(server: ServerState, uploads: Uploads, images: PyTree) -> tuple[ServerState, dict[str, jax.Array]]:
+        if public is None:
+            return method.aggregate(server, uploads, ServerContext(mean))
+        represent = functools.partial(public.represent, images)
+        return method.aggregate(server, uploads, ServerContext(mean, represent, public.images))
+
+    step = jax.jit(server_step, donate_argnums=0)
     steps = max(task.plan(0, 0, k, 1).shape[1] for k in range(len(task.clients)))
-    return Engine(task, method, epochs, steps, jax.jit(method.download), update, fine_tune, server_step)
+    return Engine(
+        task, method, epochs, steps, jax.jit(method.download), update, fine_tune,
+        lambda server, uploads: step(server, uploads, images),
+    )  # fmt: skip
 
 
 def _taken(tree: PyTree, places: np.ndarray, devices: int) -> PyTree:
@@ -120,18 +133,20 @@ def _staged(stages: ClientUpdate, mapper: Mapper, devices: int) -> tuple[Callabl
     embed, train_epoch = mapper("embed", stages.embed), mapper("train_epoch", stages.train_epoch)
     assign = mapper("assign", stages.assign)
 
-    def label(inputs: RoundInputs, training: Training, watch: Watch) -> Found:
+    def label(round_: int, epoch: int, inputs: RoundInputs, training: Training, watch: Watch) -> Found:
         assert labelling
         with watch("embedding"):
             features = jax.block_until_ready(embed((), inputs, training))
         with watch("clustering"):
             if not labelling.on_host:
-                return Found(features, jax.block_until_ready(assign((), inputs, features)))
-            host, rows = np.asarray(features), zip(inputs.data.index, inputs.steps, strict=True)
+                scalars = (np.int32(round_), np.int32(epoch))
+                return Found(features, jax.block_until_ready(assign(scalars, inputs, training, features)))
+            host, before = np.asarray(features), np.asarray(training.client.labels)
             labels = [
-                labelling.assign_host(host[place], int(client)) if steps else labelling.unlabelled
-                for place, (client, steps) in enumerate(rows)
-            ]
+                labelling.assign_host(host[place], int(client), before[place], round_, epoch)
+                if steps else labelling.unlabelled
+                for place, (client, steps) in enumerate(zip(inputs.data.index, inputs.steps, strict=True))
+            ]  # fmt: skip
         return Found(features, stack(labels))
 
     def epochs(
@@ -139,7 +154,7 @@ def _staged(stages: ClientUpdate, mapper: Mapper, devices: int) -> tuple[Callabl
     ) -> tuple[Training, dict[str, PyTree]]:
         made = []
         for epoch, rate in enumerate(rates):
-            found = () if labelling is None else (label(inputs, training, watch),)
+            found = () if labelling is None else (label(round_, epoch, inputs, training, watch),)
             with watch("training"):
                 scalars = (np.int32(round_), np.float32(rate), np.int32(epoch))
                 training = jax.block_until_ready(train_epoch(scalars, inputs, training, *found))

@@ -13,13 +13,11 @@ On a task with classifiers these stay at the client.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from fedklpr_jax import aggregation, losses
-from fedklpr_jax.federated import ClientContext, ClientState, Method, ServerState, Step, Upload, Uploads
+from fedklpr_jax.federated import ClientContext, ClientState, Method, ServerContext, ServerState, Step, Upload, Uploads
 from fedklpr_jax.methods.fedpav import is_classifier
 from fedklpr_jax.trees import PyTree, merge, pair
 
@@ -40,11 +38,13 @@ def make(weight: float) -> Method:
         moved = losses.cosine_distance(features[0], features[1])
         return Upload(model, None, {"images": context.images, "cdw": moved}), client, {}
 
-    def aggregate(server: ServerState, uploads: Uploads, mean: Any) -> tuple[ServerState, dict[str, jax.Array]]:
+    def aggregate(
+        server: ServerState, uploads: Uploads, context: ServerContext
+    ) -> tuple[ServerState, dict[str, jax.Array]]:
         moved = jnp.where(uploads.accepted, jnp.maximum(uploads.scalars["cdw"], 0.0), 0.0)
         by_images = aggregation.image_weights(uploads.scalars["images"], uploads.accepted)
         weights = aggregation.distance_weights(moved, by_images)
-        model = mean(uploads.model, uploads.mask, weights, server.model)
+        model = context.mean(uploads.model, uploads.mask, weights, server.model)
         return server._replace(model=model, round=server.round + 1), {"weight": weights, "cdw": moved}
 
     return Method("fedcapr", is_local=is_classifier, penalty=penalty, finish=finish, aggregate=aggregate)

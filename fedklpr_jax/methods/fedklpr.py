@@ -22,7 +22,17 @@ import jax
 import jax.numpy as jnp
 
 from fedklpr_jax import aggregation, losses, pruning
-from fedklpr_jax.federated import ClientContext, ClientState, Message, Method, ServerState, Step, Upload, Uploads
+from fedklpr_jax.federated import (
+    ClientContext,
+    ClientState,
+    Message,
+    Method,
+    ServerContext,
+    ServerState,
+    Step,
+    Upload,
+    Uploads,
+)
 from fedklpr_jax.methods.fedpav import is_classifier
 from fedklpr_jax.trees import PyTree, merge, pair
 
@@ -106,7 +116,9 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, sas: Any, prune: Any, cr
         upload = Upload(uploaded, mask, {"images": context.images, "klaw": gained})
         return upload, client._replace(mask=mask, memory=memory._replace(recovery=recovery)), logs
 
-    def aggregate(server: ServerState, uploads: Uploads, mean: Any) -> tuple[ServerState, dict[str, jax.Array]]:
+    def aggregate(
+        server: ServerState, uploads: Uploads, context: ServerContext
+    ) -> tuple[ServerState, dict[str, jax.Array]]:
         accepted = uploads.accepted
         # Rounding takes the divergence of all but equal models below 0, and `gain` would make it a negative weight.
         gained = jnp.where(accepted, jnp.maximum(uploads.scalars["klaw"], 0.0), 0.0)
@@ -118,7 +130,7 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, sas: Any, prune: Any, cr
             weights = jnp.where(jnp.sum(gained) < 1e-12, by_images, weights)
         # Without SAS pruned entries count as the zeros that they are.
         kept = uploads.mask if sas.form == "skip" else None
-        model = mean(uploads.model, kept, weights, server.model)
+        model = context.mean(uploads.model, kept, weights, server.model)
         masks = jax.tree.map(
             lambda held, new: held.at[uploads.clients].set(
                 jnp.where(accepted.reshape(-1, *[1] * (new.ndim - 1)), new, held[uploads.clients])

@@ -142,10 +142,11 @@ def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, trunk: PyT
         point = jnp.arange(widest_points)
         return jnp.where(point[:, None] < data.points, features[point % data.pictures], 0.0)
 
-    def assign(features: jax.Array, client: ClientData) -> jax.Array:
+    # Clusters are made anew each time: neither the last ones nor the time matter.
+    def assign(features: jax.Array, client: ClientData, round_: jax.Array, epoch: jax.Array) -> jax.Array:
         return clustering_traced.cluster(features, jnp.arange(widest_points) < client.task.points, **dbscan)
 
-    def assign_host(features: np.ndarray, client: int) -> np.ndarray:
+    def assign_host(features: np.ndarray, client: int, last: np.ndarray, round_: int, epoch: int) -> np.ndarray:
         labels = np.full(widest_points, -1, np.int32)
         count = int(clients[client].task.points)
         labels[:count] = clustering.cluster(features[:count], **dbscan)

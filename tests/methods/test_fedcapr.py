@@ -10,9 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from fedklpr_jax import aggregation
 from fedklpr_jax import round as rounds
-from fedklpr_jax.federated import ClientContext, ClientState, ServerState, Step, Uploads
+from fedklpr_jax.federated import ClientContext, ClientState, ServerContext, ServerState, Step, Uploads
 from fedklpr_jax.methods import fedcapr, make_method
 from tests.federations import tiny_config, toy_task
 
@@ -77,7 +76,7 @@ def aggregate(cdw, *, images=(10.0, 30.0, 60.0), accepted=(True, True, True), va
         jnp.array(accepted),
     )
     server, logs = fedcapr.make(0.13).aggregate(
-        ServerState(tree(jnp.float32(2.0)), (), jnp.int32(4)), uploads, aggregation.masked_mean
+        ServerState(tree(jnp.float32(2.0)), (), jnp.int32(4)), uploads, ServerContext()
     )
     assert int(server.round) == 5
     return float(server.model["params"]["kernel"]), float(server.model["batch_stats"]["mean"]), logs

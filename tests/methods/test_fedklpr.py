@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedklpr_jax import aggregation, pruning
+from fedklpr_jax import pruning
 from fedklpr_jax import round as rounds
 from fedklpr_jax.client_update import ClientUpdate
-from fedklpr_jax.federated import ClientContext, ClientState, Method, ServerState, Step, Uploads
+from fedklpr_jax.federated import ClientContext, ClientState, Method, ServerContext, ServerState, Step, Uploads
 from fedklpr_jax.methods import make_method
 from tests.federations import tiny_config, tiny_task
 
@@ -267,7 +267,7 @@ def test_recovery_over_six_participations():
         message, upload, state, logs = one_round(server, state, jnp.float32(score))
         received = jax.tree.map(lambda leaf: leaf[None], (upload.model, upload.mask, upload.scalars))
         server, _ = method.aggregate(
-            server, Uploads(*received, jnp.array([0]), jnp.array([True])), aggregation.masked_mean
+            server, Uploads(*received, jnp.array([0]), jnp.array([True])), ServerContext()
         )
         decision = pruning.DECISIONS[int(logs["decision"])]
         return values(message.model), values(upload.model), values(upload.mask), decision
@@ -312,7 +312,7 @@ def test_server_weights_and_sparse_mean_by_hand(changes, weights):
         model([[5.0, 0.0], [0.0, 8.0]], (3.0, 0.0), (1.0, 0.0)),
     ]
     uploads = uploads_of(both, [FULL, THIN], klaw=[1.0, 3.0], images=[10.0, 30.0])
-    server, logs = make(**changes).aggregate(server_of(previous, [FULL, FULL]), uploads, aggregation.masked_mean)
+    server, logs = make(**changes).aggregate(server_of(previous, [FULL, FULL]), uploads, ServerContext())
     np.testing.assert_allclose(logs["weight"], weights, rtol=1e-5)
     first, second = weights
     # What the second client pruned comes from the first alone; the rest is the weighted mean, statistics included.
@@ -328,7 +328,7 @@ def test_server_weights_and_sparse_mean_by_hand(changes, weights):
 def test_what_nobody_keeps_stays_as_it_was():
     previous = model([[9.0, 9.0], [9.0, 9.0]])
     uploads = uploads_of([model([[1.0, 0.0], [0.0, 4.0]])] * 2, [PART, PART], klaw=[1.0, 1.0], images=[1.0, 1.0])
-    server, _ = make().aggregate(server_of(previous, [FULL, FULL]), uploads, aggregation.masked_mean)
+    server, _ = make().aggregate(server_of(previous, [FULL, FULL]), uploads, ServerContext())
     assert kernel(server.model) == [[1.0, 9.0], [9.0, 4.0]]
 
 
@@ -339,7 +339,7 @@ def test_what_nobody_keeps_stays_as_it_was():
 def test_without_divergence_the_number_of_images_decides(klaw, expected):
     both = [model([[1.0, 1.0], [1.0, 1.0]]), model([[5.0, 5.0], [5.0, 5.0]])]
     uploads = uploads_of(both, [FULL, FULL], klaw=klaw, images=[10.0, 30.0])
-    server, logs = make(klaw__sign="gain").aggregate(server_of(both[0], [FULL, FULL]), uploads, aggregation.masked_mean)
+    server, logs = make(klaw__sign="gain").aggregate(server_of(both[0], [FULL, FULL]), uploads, ServerContext())
     np.testing.assert_allclose(logs["weight"], expected, rtol=1e-4)
     np.testing.assert_allclose(kernel(server.model), np.full((2, 2), expected[0] + 5 * expected[1]), rtol=1e-4)
 
@@ -349,7 +349,7 @@ def test_a_divergence_rounded_below_zero_gives_no_negative_weight():
     uploads = uploads_of(both, [FULL, FULL], klaw=[-2e-8, 3e-8], images=[10.0, 30.0])
     for sign in ("gain", "align"):
         _, logs = make(klaw__sign=sign).aggregate(
-            server_of(both[0], [FULL, FULL]), uploads, aggregation.masked_mean
+            server_of(both[0], [FULL, FULL]), uploads, ServerContext()
         )
         assert (logs["weight"] >= 0).all() and float(logs["weight"].sum()) == pytest.approx(1.0)
 
@@ -360,14 +360,14 @@ def test_a_refused_client_has_no_weight_and_keeps_its_old_mask(form):
     good, bad = model([[1.0, 2.0], [3.0, 4.0]]), model([[nan, nan], [nan, nan]], (nan, nan), (nan, nan))
     table = [FULL, PART]
     uploads = uploads_of([good, bad], [THIN, THIN], klaw=[2.0, nan], images=[10.0, 90.0], accepted=[True, False])
-    server, logs = method.aggregate(server_of(good, table), uploads, aggregation.masked_mean)
+    server, logs = method.aggregate(server_of(good, table), uploads, ServerContext())
     assert logs["weight"].tolist() == [1.0, 0.0] and logs["klaw"].tolist() == [2.0, 0.0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(server.model))
     assert kernel(server.memory) == [kernel(THIN), kernel(PART)]
     assert kernel(server.memory, "b") == [[True, False], [True, True]]
     # All refused: model and masks are what they were, only the round has passed.
     nobody = uploads._replace(accepted=jnp.zeros(2, bool))
-    server, logs = method.aggregate(server_of(good, table), nobody, aggregation.masked_mean)
+    server, logs = method.aggregate(server_of(good, table), nobody, ServerContext())
     assert logs["weight"].tolist() == [0.0, 0.0] and int(server.round) == 2
     assert kernel(server.model) == kernel(good) and kernel(server.memory) == [kernel(FULL), kernel(PART)]
 
@@ -375,7 +375,7 @@ def test_a_refused_client_has_no_weight_and_keeps_its_old_mask(form):
 def test_only_participants_change_their_row_of_the_mask_table():
     shared = model([[1.0, 2.0], [3.0, 4.0]])
     uploads = uploads_of([shared, shared], [PART, THIN], klaw=[1.0, 1.0], images=[1.0, 1.0], clients=[2, 0])
-    server, _ = make().aggregate(server_of(shared, [FULL, FULL, FULL]), uploads, aggregation.masked_mean)
+    server, _ = make().aggregate(server_of(shared, [FULL, FULL, FULL]), uploads, ServerContext())
     assert kernel(server.memory) == [kernel(THIN), kernel(FULL), kernel(PART)]
     assert kernel(server.memory, "b") == [[True, False], [True, True], [True, True]]
 
@@ -405,8 +405,8 @@ def outcomes(method: Method) -> dict:
     )
     # A mean of fixed weights, so that only what is averaged shows in it.
     equal = uploads._replace(scalars=jax.tree.map(jnp.ones_like, uploads.scalars), mask=stacked([PART] * 3))
-    merged, _ = method.aggregate(server_of(RECEIVED, [FULL] * 3), equal, aggregation.masked_mean)
-    _, logs = method.aggregate(server_of(RECEIVED, [FULL] * 3), uploads, aggregation.masked_mean)
+    merged, _ = method.aggregate(server_of(RECEIVED, [FULL] * 3), equal, ServerContext())
+    _, logs = method.aggregate(server_of(RECEIVED, [FULL] * 3), uploads, ServerContext())
     return {
         "local": [jnp.bool_(method.is_local(path)) for path in paths],
         "download": method.download(server_of(RECEIVED, [FULL, PART]), jnp.int32(1)),
@@ -513,12 +513,12 @@ def test_without_klaw_the_number_of_images_takes_its_place(changes, weights):
     method = make(klaw__sign="none", **changes)
     for klaw in ([1.0, 3.0], [5.0, 0.1]):
         uploads = uploads_of(both, [FULL, THIN], klaw=klaw, images=[10.0, 30.0])
-        _, logs = method.aggregate(server_of(both[0], [FULL, FULL]), uploads, aggregation.masked_mean)
+        _, logs = method.aggregate(server_of(both[0], [FULL, FULL]), uploads, ServerContext())
         np.testing.assert_allclose(logs["weight"], weights, rtol=1e-5)
         np.testing.assert_allclose(logs["klaw"], klaw, rtol=1e-6)
     # A refused one has none, and its images do not count.
     refused = uploads._replace(accepted=jnp.array([False, True]))
-    _, logs = method.aggregate(server_of(both[0], [FULL, FULL]), refused, aggregation.masked_mean)
+    _, logs = method.aggregate(server_of(both[0], [FULL, FULL]), refused, ServerContext())
     assert logs["weight"].tolist() == [0.0, 1.0]
 
 
@@ -531,7 +531,7 @@ def test_without_sas_pruned_weights_count_as_zeros():
     first_mask, second_mask = masks([[True, True], [True, False]]), masks([[True, False], [False, False]])
     uploads = uploads_of(both, [first_mask, second_mask], klaw=[1.0, 1.0], images=[10.0, 30.0])
     method = make(sas__form="zeros", klaw__sign="none", praw__form="none")
-    server, logs = method.aggregate(server_of(previous, [FULL, FULL]), uploads, aggregation.masked_mean)
+    server, logs = method.aggregate(server_of(previous, [FULL, FULL]), uploads, ServerContext())
     np.testing.assert_allclose(logs["weight"], [0.25, 0.75], rtol=1e-6)
     # What one keeps shrinks to its share; what nobody keeps becomes 0 and not the previous 9.
     np.testing.assert_allclose(kernel(server.model), [[4.0, 0.5], [0.75, 0.0]], rtol=1e-6)

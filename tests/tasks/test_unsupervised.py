@@ -421,7 +421,8 @@ def test_a_round_relabels_every_epoch_and_logs_it(federation, history, first):
     for k, data in enumerate(federation.task.clients):
         features = jax.jit(federation.task.labelling.embed)(federation.task.arrays, start, data)
         np.testing.assert_array_equal(
-            logs["labels"][k, 0], federation.task.labelling.assign_host(np.asarray(features), k)
+            logs["labels"][k, 0],
+            federation.task.labelling.assign_host(np.asarray(features), k, federation.task.labelling.unlabelled, 0, 0),
         )
 
 
