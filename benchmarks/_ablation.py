@@ -5,17 +5,16 @@ Numbers of a run are fractions and bytes by column name; results are keyed by th
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from benchmarks._common import finished_summary, markdown_header, markdown_row, spread
+from benchmarks._common import markdown_header, markdown_row, spread
+from benchmarks._figures import Name, dress, names_beside, new_page, png
+from benchmarks._runs import finished_summary
 from fedklpr_jax.figures import COLOURS, LIGHT, MARKERS
 from fedklpr_jax.metrics import mean, read_metrics
 
@@ -164,24 +163,14 @@ def figure(results: Results, rows: Sequence[Row], seeds: Sequence[int], title: s
         scores, sizes = (list(over_seeds(results, row.owner, key, seeds).values()) for key in ("validation", "bytes"))
         if row.owner == row.name and scores and sizes:
             points.append((100 * np.mean(scores), np.mean(sizes) / 1e6, row))
-    points.sort(key=lambda point: point[0])
-    size_of_page = (8, max(4.0, 0.2 * len(points) + 1))
-    page = Figure(figsize=size_of_page, dpi=150, facecolor=LIGHT.face, layout="constrained")
+    page = new_page(8, max(4.0, 0.2 * len(points) + 1))
     axes = page.subplots()
-    axes.grid(True, color=LIGHT.faint, linewidth=0.6)
-    for place, (score, size, row) in enumerate(points):
+    dress(axes, title, "MB exchanged", "validation mAP (%)")
+    names = []
+    for score, size, row in points:
         number = groups.index(row.group)
         colour = LIGHT.ink if row.name == BASE else COLOURS[number % len(COLOURS)]
         axes.plot(size, score, marker=markers[number % len(markers)], color=colour, markersize=6, linestyle="")
-        # Names stand in a column beside the axes: at the points, most of which lie close together, they would overlap.
-        axes.annotate(
-            row.name, (size, score), (1.06, (place + 0.5) / len(points)), textcoords="axes fraction", fontsize=8,
-            color=colour, va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "relpos": (0, 0.5)},
-        )  # fmt: skip
-    axes.set_title(title, color=LIGHT.ink, fontsize=10)
-    axes.set_xlabel("MB exchanged", color=LIGHT.ink)
-    axes.set_ylabel("validation mAP (%)", color=LIGHT.ink)
-    png = io.BytesIO()
-    FigureCanvasAgg(page).print_png(png, metadata={"Software": None})
-    return png.getvalue()
+        names.append(Name(row.name, float(size), float(score), colour))
+    names_beside(axes, names)
+    return png(page)

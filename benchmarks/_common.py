@@ -1,11 +1,9 @@
-"""What the benchmarks share: the machine in one line, Markdown tables, runs on disk, and calls timed in turn."""
+"""What the benchmarks share: the machine in one line, Markdown tables, and calls timed in turn."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-
-from fedklpr_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 Prepare = Callable[[], Callable[[], Any]]
@@ -75,27 +71,6 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
         return "-"
     deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{deviation}"
-
-
-def run_command(*settings: str) -> list[str]:
-    """The command line of a run with this Python, whatever the working directory."""
-    return [sys.executable, str(ROOT / "experiments" / "run.py"), *settings]
-
-
-def finished_summary(directory: Path) -> dict[str, Any] | None:
-    """`summary.json` of a finished run, None for one that is missing or broke off.
-
-    The report is written last, so it tells that all the rest is there.
-
-    Raises:
-      InputError: there is a report, but no readable summary.
-    """
-    if not (directory / "report.html").exists():
-        return None
-    try:
-        return json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{directory / 'summary.json'}: cannot be read; delete the run: rm -r {directory}") from error
 
 
 def again(call: Callable[[], Any]) -> Prepare:

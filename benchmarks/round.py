@@ -35,7 +35,7 @@ from fedklpr_jax.methods import make_method
 from fedklpr_jax.metrics import Console
 from fedklpr_jax.models.spec import ModelSpec
 from fedklpr_jax.round import Engine, client_key, make_engine, rates, round_inputs, simulate, stack_uploads, start
-from fedklpr_jax.simulation import load_sites, make_federation
+from fedklpr_jax.assembly import load_sites, make_federation
 from fedklpr_jax.tasks import supervised
 from fedklpr_jax.trees import merge, unstack
 

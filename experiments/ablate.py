@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -28,14 +26,26 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import _ablation as shown  # noqa: E402
+from benchmarks import _runs  # noqa: E402
 from benchmarks._ablation import BASE, REFERENCE, SEEDS, Numbers, Results, Row  # noqa: E402
 from benchmarks._ablation_rows import factors  # noqa: E402
-from benchmarks._common import ROOT, finished_summary, run_command, spread  # noqa: E402
+from benchmarks._common import ROOT, spread  # noqa: E402
+from benchmarks._runs import (  # noqa: E402
+    Job,
+    Parser,
+    arguments,
+    check_settings,
+    count,
+    finished_summary,
+    make_folder,
+    markers,
+    part,
+)
+from benchmarks._runs import execute as run_jobs  # noqa: E402
 from fedklpr_jax.cli import parse  # noqa: E402
 from fedklpr_jax.config import flat, resolved, validate  # noqa: E402
 from fedklpr_jax.errors import InputError  # noqa: E402
 from fedklpr_jax.metrics import write_atomically  # noqa: E402
-from fedklpr_jax.train import FREE  # noqa: E402
 
 # The development federation: people and sites that no published number of this repository is measured on.
 CLIENTS = "office,arena,harbour"
@@ -43,12 +53,8 @@ ROUNDS = 6
 DEVELOPMENT = {"data.source": "synthetic", "data.clients": CLIENTS, "rounds": ROUNDS, "eval.every": ROUNDS}
 DATA_SEED = 100
 
-BEGIN, END = "<!-- ablation:begin -->", "<!-- ablation:end -->"
-
-
-def arguments(changes: Mapping[str, Any]) -> list[str]:
-    """Settings as the command line takes them."""
-    return [f"--config.{path}={value}" for path, value in changes.items()]
+BEGIN, END = markers("ablation")
+between_markers = partial(_runs.between_markers, name="ablation")
 
 
 @dataclass(frozen=True)
@@ -133,53 +139,28 @@ def read_results(plan: Plan) -> dict[str, dict[int, Numbers]]:
             directory = plan.directory(owner, seed)
             numbers = shown.read_result(directory)
             if numbers is not None:
-                _check_settings(directory, seeded(plan.configs[owner], seed))
+                check_settings(directory, seeded(plan.configs[owner], seed))
                 results[owner][seed] = numbers
     return results
 
 
-def _check_settings(directory: Path, config: ConfigDict) -> None:
-    wanted = json.loads(json.dumps(flat(config)))
-    stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))["settings"]
-    for path in sorted(stored.keys() - FREE):
-        # A setting that is empty in the file had the value of its task, which is compared by itself.
-        if stored[path] is not None and stored[path] != wanted.get(path):
-            raise InputError(
-                f"{directory}: holds a run with --config.{path}={stored[path]!r}, not {wanted.get(path)!r}; "
-                f"give another --out, or delete it with: rm -r {directory}"
-            )
-
-
 def execute(plan: Plan, runs: Sequence[tuple[str, int]], workers: int, seconds: float) -> list[str]:
-    """Runs what is not finished, each in a process of its own; returns a line for each that did not end well."""
-    children: list[subprocess.Popen[bytes]] = []
-
-    def one(owner: str, seed: int) -> str:
+    """Runs what is not finished; returns a line for each that did not end well."""
+    jobs = []
+    for owner, seed in runs:
         directory = plan.directory(owner, seed)
-        log = plan.out / f"{directory.name}.log"
         place = {"seed": seed, "data.seed": DATA_SEED + seed, "out": directory}
-        command = run_command(*plan.start, *arguments(plan.owners[owner].changes), *arguments(place))
-        print(f"{owner}, seed {seed}", file=sys.stderr, flush=True)
-        with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as child:
-            children.append(child)
-            try:
-                status = child.wait(seconds)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                return f"{owner}, seed {seed}: stopped after {seconds:g} s; the same command goes on with it"
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return f"{owner}, seed {seed}: {''.join(said[-1:])} (all of it: {log})" if status else ""
-
-    missing = [run for run in runs if finished_summary(plan.directory(*run)) is None]
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(one, *run) for run in missing]
-        try:
-            return [line for future in as_completed(futures) if (line := future.result())]
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in children:
-                child.terminate()
-            raise
+        settings = (*plan.start, *arguments(plan.owners[owner].changes), *arguments(place))
+        if finished_summary(directory) is None:
+            jobs.append(Job(f"{owner}, seed {seed}", directory, settings))
+    problems = []
+    with closing(run_jobs(jobs, workers, seconds)) as news:
+        for event in news:
+            if event.kind == "started":
+                print(event.job.name, file=sys.stderr, flush=True)
+            elif event.problem:
+                problems.append(event.problem)
+    return problems
 
 
 def finalists(plan: Plan, results: Results, best: int) -> list[Row]:
@@ -208,45 +189,14 @@ def report(plan: Plan, results: Results, last: Sequence[Row]) -> str:
     return "\n\n".join(text)
 
 
-def between_markers(page: Path, text: str) -> str:
-    """What `page` holds with `text` put between the two markers.
-
-    Raises:
-      InputError: no such file, or not one pair of markers in it.
-    """
-    before = page.read_text(encoding="utf-8") if page.is_file() else ""
-    parts = re.split(f"({BEGIN}|{END})", before)
-    if parts[1::2] != [BEGIN, END]:
-        raise InputError(f"--write: {page} must hold {BEGIN} and after it {END}, once each")
-    return f"{parts[0]}{BEGIN}\n{text}\n{END}{parts[4]}"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
-def _part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no part; give one like 1/2")
-    return int(found[1]), int(found[2])
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)
-
-
 def _options(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="ablate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="ablate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--rows", default="", help="comma-separated; all if left out (the base always)")
-    parser.add_argument("--best", type=_count, default=0, help="stage 2: this many rows with three seeds")
-    parser.add_argument("--part", type=_part, default=(1, 1), help="i/n: only every n-th run from the i-th")
-    parser.add_argument("--workers", type=_count, default=1, help="runs at a time")
-    parser.add_argument("--seconds", type=_count, default=600, help="a longer run is stopped, to go on later")
+    parser.add_argument("--best", type=count, default=0, help="stage 2: this many rows with three seeds")
+    parser.add_argument("--part", type=part, default=(1, 1), help="i/n: only every n-th run from the i-th")
+    parser.add_argument("--workers", type=count, default=1, help="runs at a time")
+    parser.add_argument("--seconds", type=count, default=600, help="a longer run is stopped, to go on later")
     parser.add_argument("--write", type=Path, help=f"page to put the tables into, between {BEGIN} and {END}")
     parser.add_argument("extra", nargs="*", help="settings for every run, after --: --config.rounds=3")
     options = parser.parse_args(given)
@@ -266,14 +216,11 @@ def ablate(options: argparse.Namespace) -> int:
     if options.write:
         between_markers(options.write, "")
     read_results(plan)
-    try:
-        plan.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: {plan.out} cannot be made ({error.strerror}); give another") from error
-    part, parts = options.part
+    make_folder(plan.out)
+    first, parts = options.part
 
     def run(runs: list[tuple[str, int]]) -> list[str]:
-        return execute(plan, runs[part - 1 :: parts], options.workers, options.seconds)
+        return execute(plan, runs[first - 1 :: parts], options.workers, options.seconds)
 
     problems = run(plan.first_runs())
     last: list[Row] = []

@@ -109,6 +109,43 @@ def masked_mean(
     return mean_of_sums(weighted_sums(params, masks, weights), previous)
 
 
+def grouped_mean(
+    params: PyTree, weights: jax.Array, groups: jax.Array, receivers: jax.Array, previous: PyTree
+) -> PyTree:
+    """The weighted mean of each group of clients, handed to every receiver of that group: leaves [C, ...].
+
+    `g[c] = sum w_k x_k / sum w_k` over the k of `groups[k] = receivers[c]`; the previous value where that sum is 0.
+
+    Args:
+      params: K client models, leaves [K, ...]. One of weight 0 is skipped even where its values are not finite.
+      weights: float32 [K], not negative; need not sum to 1.
+      groups: int32 [K], the group of each model.
+      receivers: int32 [C], the group whose mean each receiver gets.
+      previous: what the receivers have, leaves [C, ...].
+
+    >>> grouped_mean(jnp.array([1., 3., 8.]), jnp.array([3., 1., 1.]), jnp.array([0, 0, 1]), jnp.array([1, 0, 0, 2]),
+    ...              jnp.full(4, 7.)).tolist()
+    [8.0, 1.5, 1.5, 7.0]
+    """
+    chex.assert_rank([weights, groups, receivers], 1)
+    chex.assert_tree_shape_prefix(params, (len(weights),))
+    chex.assert_tree_shape_prefix(previous, (len(receivers),))
+    shares = jnp.where(receivers[:, None] == groups[None], weights, 0.0)
+    total = jnp.sum(shares, axis=1)
+    shares = shares / jnp.where(total > 0, total, 1.0)[:, None]
+
+    def along(values: jax.Array, leaf: jax.Array) -> jax.Array:
+        return values.reshape(-1, *[1] * (leaf.ndim - 1))
+
+    def mean(leaf: jax.Array, old: jax.Array) -> jax.Array:
+        counted = jnp.where(along(weights > 0, leaf), leaf.astype(jnp.float32), 0.0)
+        # The default product of an accelerator is coarser than float32.
+        merged = jnp.tensordot(shares, counted, 1, precision="highest")
+        return jnp.where(along(total > 0, old), merged, old).astype(old.dtype)
+
+    return jax.tree.map(mean, params, previous)
+
+
 def normalised(weights: jax.Array) -> jax.Array:
     """Weights divided by their sum; equal weights where the sum is 0."""
     total = jnp.sum(weights)
@@ -118,6 +155,15 @@ def normalised(weights: jax.Array) -> jax.Array:
 def image_weights(images: jax.Array, accepted: jax.Array) -> jax.Array:
     """FedAvg's `n_k / n` over the accepted clients: float32 [K], all 0 where none is accepted."""
     return jnp.where(accepted, normalised(jnp.where(accepted, images, 0.0)), 0.0)
+
+
+def equal_weights(accepted: jax.Array) -> jax.Array:
+    """`1 / K` for each of the K accepted clients: float32, all 0 where none is accepted.
+
+    >>> equal_weights(jnp.array([True, False, True])).tolist()
+    [0.5, 0.0, 0.5]
+    """
+    return image_weights(jnp.ones(accepted.shape), accepted)
 
 
 def distance_weights(moved: jax.Array, by_images: jax.Array) -> jax.Array:

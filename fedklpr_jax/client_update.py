@@ -60,8 +60,8 @@ class Found(NamedTuple):
 class ClientUpdate(NamedTuple):
     """The stages and a context for them, bound to a task and a method. All pure, traceable, vmap-safe.
 
-    `start(inputs, model, client)` sets up training of a model as it is (the personalised model's extra epochs); `begin`
-    lets the method prepare it first. `rates` are float32 [E], a factor on the step size for every local epoch.
+    `start(model, client)` sets up training of a model as it is (the personalised model's extra epochs); `begin` lets
+    the method prepare it first. `rates` are float32 [E], a factor on the step size for every local epoch.
     """
 
     task: Task
@@ -106,21 +106,25 @@ class ClientUpdate(NamedTuple):
             round_, inputs.message.model, inputs.client.local, data.images, score, probe, curvature, data.index
         )
 
-    def start(self, inputs: RoundInputs, model: PyTree, client: ClientState) -> Training:
+    def start(self, model: PyTree, client: ClientState) -> Training:
         """Training of `model` with the client's local leaves and a fresh optimiser."""
         variables = merge(model, client.local)
         optimizer = self.task.optimizer.init(variables["params"])
         return Training(variables, optimizer, client, self._blank(), jnp.float32(0), jnp.int32(0))
 
-    def begin(self, arrays: PyTree, round_: jax.Array, inputs: RoundInputs) -> Training:
-        """First stage: what the method makes of the download."""
+    def prepare(self, arrays: PyTree, round_: jax.Array, inputs: RoundInputs) -> tuple[PyTree, ClientState]:
+        """What the method makes of the download: the model to train, and the client's state."""
         data = inputs.data._replace(labels=inputs.client.labels, memory=self._blank())
         context = self.context(arrays, round_, inputs, data, inputs.client.local)
-        return self.start(inputs, *self.method.begin(inputs.client, context))
+        return self.method.begin(inputs.client, context)
+
+    def begin(self, arrays: PyTree, round_: jax.Array, inputs: RoundInputs) -> Training:
+        """First stage: training of what the method makes of the download."""
+        return self.start(*self.prepare(arrays, round_, inputs))
 
     def personalised(self, inputs: RoundInputs) -> Training:
         """Start of training the model this client ends with."""
-        return self.start(inputs, self.method.personalise(inputs.message, inputs.client), inputs.client)
+        return self.start(self.method.personalise(inputs.message, inputs.client), inputs.client)
 
     def embed(self, arrays: PyTree, inputs: RoundInputs, training: Training) -> jax.Array:
         """What the next epoch's labels are made from: float32 [points, d]."""
@@ -167,6 +171,12 @@ class ClientUpdate(NamedTuple):
             work = task.labelling.prepare(arrays, found.features, labels, inputs.data, key)
             work = work._replace(steps=jnp.where(inputs.steps > 0, work.steps, 0))
 
+        def moving(tree: PyTree) -> PyTree:
+            moves = method.trains
+            if moves is None:
+                return tree
+            return path_map(lambda path, leaf: jnp.where(moves(f"params/{path}", epoch), leaf, 0.0), tree)
+
         def step(carry: tuple) -> tuple:
             index, params, stats, optimizer, memory, total = carry
             data = inputs.data._replace(labels=labels, memory=memory)
@@ -192,11 +202,9 @@ class ClientUpdate(NamedTuple):
                 return task.loss(arrays, outputs, rows, data) + penalty, (new_stats, outputs)
 
             (loss, (stats, outputs)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
-            updates, optimizer = task.optimizer.update(apply_mask(gradients, mask), optimizer, params)
-            updates = jax.tree.map(lambda u: learning_rate * u, updates)
-            if method.trains is not None:
-                moves = method.trains
-                updates = path_map(lambda path, u: jnp.where(moves(f"params/{path}", epoch), u, 0.0), updates)
+            # Frozen leaves neither move nor leave a trace in the optimiser.
+            updates, optimizer = task.optimizer.update(apply_mask(moving(gradients), mask), optimizer, params)
+            updates = jax.tree.map(lambda u: learning_rate * u, moving(updates))
             params = apply_mask(optax.apply_updates(params, updates), mask)
             return index + 1, params, stats, optimizer, task.remember(outputs, rows, data), total + loss
 

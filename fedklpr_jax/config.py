@@ -67,6 +67,26 @@ def _copies(value: str) -> bool:
     )
 
 
+def _identities(value: str) -> bool:
+    pairs = [entry.strip().rpartition(":") for entry in value.split(",")] if value else []
+    return all(bool(name) == bool(colon) and _positive(number) for name, colon, number in pairs)
+
+
+def _positive(text: str) -> bool:
+    return text.replace(".", "", 1).isdecimal() and float(text) > 0
+
+
+def _layers(value: str) -> bool:
+    return all(name.strip().isidentifier() for name in value.split(","))
+
+
+def _shares(value: str) -> bool:
+    try:
+        return all(0 < float(share) <= 1 for share in value.split(","))
+    except ValueError:
+        return False
+
+
 def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
     return "one of " + ", ".join(names), lambda value: value in names
 
@@ -76,22 +96,48 @@ FIELDS: dict[str, Field] = {
                   lambda v: v not in (".", "..") and "/" not in v),
     "out": Field("", "directory of the results; empty = runs/<name>"),
     "seed": Field(0, "everything random is a function of it", *_between(0, 2**31 - 1)),
-    "rounds": Field(ByTask(12, 8), "communication rounds T", *_at_least(1)),
+    "rounds": Field(ByTask(12, 8, 20), "communication rounds T", *_at_least(1)),
     "epochs": Field(2, "local epochs E of a round, and of the 'after' column", *_at_least(1)),
     "participation": Field(1.0, "share of the clients in each round, at least one", *_above(0)),
-    "data.source": Field("synthetic", "where pictures come from", *_one_of("synthetic", "folder")),
-    "data.root": Field("", "folder source: the directory whose sub-folders are the clients"),
-    "data.clients": Field("", "comma-separated clients by name, in this order; empty = all there are"),
-    "data.seed": Field(0, "synthetic source: seed of the people and sites", *_between(0, 2**31 - 1)),
+    "data.source": Field("synthetic", "where pictures come from: drawn, a folder, or (classification) a TFDS data set",
+                         "synthetic, folder or tfds:NAME",
+                         lambda v: v in ("synthetic", "folder") or (v.startswith("tfds:") and len(v) > 5)),
+    "data.root": Field("", "folder source: re-ID: the directory whose sub-folders are the clients; classification: one "
+                       "with an .npz of images and labels, or a sub-folder of pictures a class; tfds: where sets lie"),
+    "data.clients": Field("", "re-ID: comma-separated clients by name, in this order; empty = all there are"),
+    "data.unseen": Field("", "re-ID: comma-separated sites that nobody trains on, to test the server's model on"),
+    "data.count": Field(10, "classification: how many clients share the data set", *_at_least(1)),
+    "data.partition": Field("dirichlet", "classification: how it is dealt", *_one_of("dirichlet", "shards")),
+    "data.alpha": Field(0.5, "dirichlet: concentration; small = few classes a client", *_above(0)),
+    "data.least": Field(10, "dirichlet: images a client has at least [S FedOBP]", *_at_least(4)),
+    "data.shards": Field(2, "shards: pieces, sorted by class, that a client gets", *_at_least(1)),
+    "data.test": Field(0.25, "classification: share of each client's images it is tested on [S FedOBP]",
+                       *_between(0.01, 0.9)),
+    "data.validation": Field(0.1, "classification: share of the others held out for validation scores; 0 = none, "
+                             "where no method reads them", *_between(0, 0.9)),
+    "data.seed": Field(0, "seed of the drawn people and sites, and of partition and test split",
+                       *_between(0, 2**31 - 1)),
     "data.height": Field(64, "image height in pixels", *_between(16, 1024)),
     "data.width": Field(32, "image width in pixels", *_between(16, 1024)),
     "data.cache": Field("", "folder source: directory for decoded pictures; empty = the user's cache directory"),
+    "data.scenario": Field("dataset", "re-ID: a client is a site, one camera of a site, or a share of a site's people "
+                           "[S FedReID]", *_one_of("dataset", "camera", "identity")),
+    "data.identity_clients": Field(2, "identity scenario: clients that a site's people are dealt to [S FedReID]",
+                                   *_at_least(2)),
+    "data.public": Field("", "the server's unlabelled pictures, where a method reads some: a folder, in re-ID layout "
+                         "or plain, whose people are no client's (never market1501_mini beside mars_mini, which share "
+                         "theirs); empty = drawn people of no client"),
+    "data.public_images": Field(256, "how many pictures are drawn for the server", "a multiple of 32 from 32",
+                                lambda v: v >= 32 and v % 32 == 0),
     "data.copies": Field("2", "unsupervised: IDE, how often each picture counts, so that a person has about 20 [S]",
                          "a count from 1 to 100, or one for all and those of clients, such as 2,viper:10", _copies),
-    "data.flip": Field(0.5, "probability of mirroring a training image", *_between(0, 1)),
-    "data.pad": Field(4, "pixels a training image is shifted by at most", *_between(0, 64)),
-    "data.erase": Field(0.3, "probability of erasing a rectangle of a training image", *_between(0, 1)),
-    "model.arch": Field("thin", "network", *_one_of("thin", "resnet18", "resnet34", "resnet50")),
+    "data.flip": Field(ByTask(0.5, 0.5, 0.0), "probability of mirroring a training image", *_between(0, 1)),
+    "data.pad": Field(ByTask(4, 4, 0), "pixels a training image is shifted by at most", *_between(0, 64)),
+    "data.erase": Field(ByTask(0.3, 0.3, 0.0), "probability of erasing a rectangle of a training image",
+                        *_between(0, 1)),
+    "model.arch": Field(ByTask("thin", "thin", "cnn"), "network; cnn, vgg* and *cifar* are for classification",
+                        *_one_of("thin", "resnet18", "resnet34", "resnet50", "cnn", "vgg11", "vgg16", "vgg11_thin",
+                                 "resnet18_cifar", "resnet_cifar_thin")),
     "model.pooling": Field("avg", "global pooling: average or generalised mean", *_one_of("avg", "gem")),
     "model.embedding": Field(0, "width of FedReID's embedding block; 0 = BNNeck on the pooled feature", *_at_least(0)),
     "model.dropout": Field(0.5, "dropout of the embedding block", *_between(0, 0.95)),
@@ -103,7 +149,9 @@ FIELDS: dict[str, Field] = {
                            "labels on drawn sites of no client, cached), or a weight file (.npz)",
                            "random, synthetic or the path of an .npz file",
                            lambda v: v in ("random", "synthetic") or v.endswith(".npz")),
-    "task.name": Field("unsupervised", "the learning problem", *_one_of("supervised", "unsupervised")),
+    "task.name": Field("unsupervised", "the learning problem",
+                       *_one_of("supervised", "unsupervised", "bottom_up", "classification")),
+    "task.batch": Field(32, "classification: images in a batch", *_at_least(1)),
     "task.people": Field(8, "P: identities, or proxies, in a batch", *_at_least(2)),
     "task.shots": Field(4, "K: images of each of them", *_at_least(2)),
     "task.smoothing": Field(0.1, "supervised: label smoothing of the identity loss", *_between(0, 0.99)),
@@ -117,6 +165,23 @@ FIELDS: dict[str, Field] = {
     "cluster.min_samples": Field(4, "pseudo labels: neighbours, itself included, of a core point [S]", *_at_least(1)),
     "cluster.where": Field("auto", "clustering inside the compiled round, on the host, or the faster one here",
                            *_one_of("auto", "host", "traced")),
+    "bottom_up.batch": Field(16, "bottom_up: images in a batch [S]", *_at_least(2)),
+    "bottom_up.first_epochs": Field(20, "bottom_up: local epochs of round 0, in which every image is a cluster; 0 = as "
+                                    "in the others [S: 20]", *_at_least(0)),
+    "bottom_up.first_decay_from": Field(16, "bottom_up: epoch of round 0 from which the step is a tenth [S]",
+                                        *_at_least(0)),
+    "bottom_up.first": Field(0.1, "bottom_up: factor on the step size in round 0 [S: 10, of 0.01]", *_above(0)),
+    "bottom_up.merge": Field(0.05, "bottom_up: pairs of clusters merged a round, as a share of the images [S]",
+                             *_between(0, 1)),
+    "bottom_up.identities": Field("", "bottom_up: personalised clustering: people at a client, so that merges = (images"
+                                  " - people) / rounds [S]; below 1 a share of its images; empty = bottom_up.merge",
+                                  "a number above 0, or one for all and those of clients, such as 0.1,viper:316",
+                                  _identities),
+    "bottom_up.size": Field(0.003, "bottom_up: lambda, what an image of two clusters adds to their distance [S]",
+                            *_at_least(0)),
+    "bottom_up.scale": Field(10.0, "bottom_up: factor on the similarities to the clusters [S]", *_above(0)),
+    "bottom_up.early": Field(True, "bottom_up: personalised epoch: it ends when a batch is all right or the running "
+                             "precision exceeds 0.95 [S]"),
     "contrast.intra": Field(0.6, "weight of the contrast within the own camera [S]", *_at_least(0)),
     "contrast.inter": Field(0.7, "weight of the contrast across cameras [S]", *_at_least(0)),
     "contrast.online": Field(0.7, "[C] weight of O2CAP's online association; 0 switches it off, as published",
@@ -125,8 +190,9 @@ FIELDS: dict[str, Field] = {
     "contrast.negatives": Field(50, "most similar other proxies that a sample is set against [S]", *_at_least(1)),
     "contrast.momentum": Field(0.2, "share a proxy keeps when a sample moves it [S]", *_between(0, 1)),
     "optimizer.name": Field("adam", "local optimiser, started afresh every round", *_one_of("adam", "sgd")),
-    "optimizer.learning_rate": Field(ByTask(4e-3, 1e-3), "step size", *_above(0)),
-    "optimizer.momentum": Field(0.9, "momentum of sgd (Nesterov)", *_between(0, 0.9999)),
+    "optimizer.learning_rate": Field(ByTask(4e-3, 1e-3, 1e-3), "step size", *_above(0)),
+    "optimizer.momentum": Field(0.9, "momentum of sgd", *_between(0, 0.9999)),
+    "optimizer.nesterov": Field(True, "whether sgd looks ahead"),
     "optimizer.weight_decay": Field(5e-4, "added to the gradient as L2", *_at_least(0)),
     "optimizer.backbone": Field(1.0, "factor on the step size of the trunk (FedReID: 0.1)", *_above(0)),
     "optimizer.decay_from": Field(0.67, "share of the rounds after which the step size falls", *_between(0, 1)),
@@ -140,14 +206,86 @@ FIELDS: dict[str, Field] = {
     "devices": Field(0, "devices that share the clients; 0 = all", *_at_least(0)),
     "wire.dtype": Field("float32", "values on the wire: float32 is lossless", *_one_of("float32", "bfloat16")),
     "eval.every": Field(3, "rounds between evaluations on the test images (shown, never used)", *_at_least(1)),
+    "eval.after": Field(False, "also evaluate after local fine-tuning, each time"),
     "eval.rerank": Field(False, "k-reciprocal re-ranking of the test lists (k1 20, k2 6, lambda 0.3)"),
     "eval.average_precision": Field("standard", "the usual AP, or FedReID's", *_one_of("standard", "trapezoidal")),
     "checkpoint.keep": Field(2, "checkpoints kept", *_at_least(1)),
+    "checkpoint.every": Field(1, "rounds between checkpoints", *_at_least(1)),
     "compilation_cache": Field("", "directory for compiled programs; empty = the user's cache directory"),
     "method.name": Field("fedklpr", "the method",
-                         *_one_of("fedklpr", "fedcapr", "fedavg", "fedpav", "fedprox", "local")),
+                         *_one_of("fedklpr", "fedcapr", "fedavg", "fedpav", "fedprox", "local", "centralised",
+                                  "fedobp", "fedper", "fedreid", "fedrep", "subfedavg", "lotteryfl", "fedureid",
+                                  "cahfp", "heterofl")),
+    "method.ureid.mu": Field(0.5, "[C] FedUReID: mu, share of its own model in what a client starts from [S: mu own + "
+                             "(1 - mu) global]", *_between(0, 1)),
     "method.prox.mu": Field(0.01, "FedProx: weight of the proximal term", *_at_least(0)),
+    "method.reid.cdw": Field(True, "FedReID: clients weigh as far as their logits turned, else by their images [S]"),
+    "method.reid.distill_every": Field(3, "[C] FedReID: rounds between distillations on the public pictures; 0 = none "
+                                       "[S: 10 of 300]", *_at_least(0)),
+    "method.reid.distill_rate": Field(5e-4, "FedReID: step size of the distillation [S]", *_above(0)),
+    "method.reid.cluster": Field(False, "FedReID: one model a cluster of clients, for which distillation is off [S]"),
+    "method.reid.cloud_every": Field(0, "FedReID: rounds after which the cloud averages the edges, one a site, each "
+                                     "over its own clients; 0 = no edges", *_at_least(0)),
+    "method.per.layers": Field(ByTask("classifier", "bnneck"), "FedPer: layers that stay at the client: the classifier "
+                               "[S], or this and the last blocks; without one the neck [C]",
+                               "parts of paths, such as classifier,layer4_0", _layers),
+    "method.rep.layers": Field(ByTask("classifier", "bnneck"), "FedRep: the head, which stays at the client: the "
+                               "classifier [S]; without one the neck [C]",
+                               "parts of paths, such as classifier,bnneck", _layers),
+    "method.rep.head_epochs": Field(1, "FedRep: first local epochs, which train the head alone; the others train the "
+                                    "body alone [S: 10 of 11]", *_at_least(1)),
+    "method.sub.local": Field(ByTask("classifier", "", ""), "Sub-FedAvg: layers that stay at the client: none [S], in "
+                              "re-ID the classifier [C]", "parts of paths, such as classifier,bnneck, or nothing",
+                              lambda v: v == "" or _layers(v)),
+    "method.sub.step": Field(0.1, "Sub-FedAvg: p, share of the alive weights of a layer that a step removes [S]",
+                             *_between(0, 1)),
+    "method.sub.target": Field(0.3, "Sub-FedAvg: pruned share that pruning stops at [S]", *_between(0, 1)),
+    "method.sub.eps": Field(1e-4, "Sub-FedAvg: Hamming distance of the first and the last epoch's mask that a step "
+                            "needs [S]", *_between(0, 1)),
+    "method.sub.threshold": Field(0.5, "Sub-FedAvg: validation score (accuracy or mAP) that a pruned model needs [S]",
+                                  *_between(0, 1)),
+    "method.lottery.local": Field(ByTask("classifier", "", ""), "LotteryFL: layers that stay at the client: none [S], "
+                                  "in re-ID the classifier [C]",
+                                  "parts of paths, such as classifier,bnneck, or nothing",
+                                  lambda v: v == "" or _layers(v)),
+    "method.lottery.step": Field(0.2, "LotteryFL: p, share of the alive weights of a layer that a step removes [S]",
+                                 *_between(0, 1)),
+    "method.lottery.start": Field(0.2, "LotteryFL: validation score (accuracy or mAP) of the download that a step "
+                                  "needs [S]", *_between(0, 1)),
+    "method.lottery.end": Field(0.1, "LotteryFL: remaining rate at which pruning ends [S: 0.1 or 0.5]",
+                                *_between(0, 1)),
+    "method.capacity.shares": Field("1.0,0.8,0.6,0.4", "CA-HFP, HeteroFL: share of the channels of each layer that a "
+                                    "class of devices trains; client k is of class k modulo their number",
+                                    "comma-separated shares above 0, at most 1, such as 1.0,0.5", _shares),
+    "method.capacity.min_channels": Field(8, "CA-HFP, HeteroFL: channels that a layer keeps at least", *_at_least(1)),
+    "method.capacity.form": Field("compact", "clients train networks of their own size, or the whole one under masks: "
+                                  "the same numbers up to rounding", *_one_of("compact", "masked")),
+    "method.capacity.local": Field(ByTask("classifier", "", ""), "CA-HFP, HeteroFL: what stays at the client: nothing "
+                                   "[S HeteroFL], in re-ID the classifier [C]",
+                                   "some of classifier,bnneck,batch_stats, or nothing",
+                                   lambda v: {n.strip() for n in v.split(",")} <= {"", "classifier", "bnneck",
+                                                                                   "batch_stats"}),
+    "method.hfp.score": Field(ByTask("curvature", "magnitude", "curvature"), "[C] CA-HFP: what a channel matters: "
+                              "expected change of the loss, or (without labels) its squared weights",
+                              *_one_of("curvature", "magnitude")),
+    "method.hfp.refresh": Field(0, "[C] CA-HFP: a client chooses its channels anew every so many of its rounds, each "
+                                "time from the whole model; 0 = in its first alone", *_at_least(0)),
+    "method.hfp.fill": Field("coverage", "[C] CA-HFP: channels a client did not train are left out of the mean, or "
+                             "count as the global ones, or as zeros", *_one_of("coverage", "global", "zeros")),
+    "method.hetero.weights": Field("equal", "HeteroFL: clients count alike [S], or by their images",
+                                   *_one_of("equal", "images")),
     "method.capr.weight": Field(0.13, "FedCAPR: weight of the cosine penalty [S]", *_at_least(0)),
+    "method.obp.quantile": Field(0.9999, "FedOBP: q, elements scored above this quantile are the client's own "
+                                 "[S, 0.995 to 0.99993 by data set]; 1 = FedAvg", *_between(0, 1)),
+    "method.obp.score": Field("obd", "FedOBP: |(own - global) own|, or (own - global)^2 [S, both]",
+                              *_one_of("obd", "squared")),
+    "method.obp.ema": Field(0.5, "FedOBP: weight of the client's older scores; 0 = the present ones alone [S]",
+                            *_between(0, 0.9999)),
+    "method.obp.norm": Field("none", "FedOBP: averaged scores brought to [0, 1] in each layer, or over all (which "
+                             "changes nothing) [S]", *_one_of("none", "global", "layer")),
+    "method.obp.classifier": Field(False, "FedOBP: only the identity classifier is scored [S, an option]"),
+    "method.obp.score_on": Field("server", "FedOBP: who remembers a client's last model and scores it [S]",
+                                 *_one_of("server", "client")),
     # 0.22 makes d L_KL about 0.13 (1 - cos), FedCAPR's penalty, at the start of round 1.
     "method.kll.weight": Field(0.22, "[C] d, weight of the KL loss [S: L = L_base + d L_KL]", *_at_least(0)),
     "method.kll.temperature": Field(1.0, "[C] T of the softmax over features, KLL and KLAW", *_above(0)),
@@ -256,4 +394,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.participation > 1:
         raise InputError(f"config.participation: {config.participation!r} is not allowed; give a share of at most 1")
     if config.data.source == "folder" and not config.data.root:
-        raise InputError("config.data.root: empty; the folder source needs the directory that holds the clients")
+        raise InputError("config.data.root: empty; the folder source needs the directory that holds the pictures")
+    if config.data.source.startswith("tfds:") and config.task.name != "classification":
+        raise InputError(f"config.data.source: {config.data.source!r} is for classification; give synthetic or folder")
+    reid = config.method.reid
+    if config.method.name == "fedreid" and bool(reid.distill_every) + reid.cluster + bool(reid.cloud_every) > 1:
+        raise InputError("config.method.reid: distillation, clustering and edges are not combined; leave on one of "
+                         "distill_every (off: 0), cluster (off: False) and cloud_every (off: 0)")
+    if (config.method.name, config.method.hfp.score, config.task.name) == ("cahfp", "curvature", "unsupervised"):
+        raise InputError("config.method.hfp.score: 'curvature' needs labels at the start of a round, which the "
+                         "unsupervised task has not; give 'magnitude'")
+    if config.method.name == "subfedavg" and config.epochs < 2:
+        raise InputError("config.epochs: 1 is not allowed; subfedavg compares two epochs, give a number from 2")
+    if config.method.name == "fedrep" and config.method.rep.head_epochs >= config.epochs:
+        raise InputError(f"config.method.rep.head_epochs: {config.method.rep.head_epochs} is not allowed; give a "
+                         f"number below config.epochs ({config.epochs}), the other epochs train the body")

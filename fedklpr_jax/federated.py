@@ -54,6 +54,7 @@ import numpy as np
 import optax
 
 from fedklpr_jax import aggregation
+from fedklpr_jax.capacity import DeviceClasses
 from fedklpr_jax.trees import PyTree
 
 __all__ = [
@@ -269,6 +270,9 @@ class Method:
       trains: (path of a leaf of `params`, epoch int32) -> bool, whether it moves in this local epoch; None = all do.
       needs_score: whether a hook reads `ClientContext.score`, so that validation data must be held out.
       needs_public: whether the server step reads public images.
+      capacity: the classes of devices whose clients keep a part of the network's channels; a client's first mask is
+        then that of its class, not `client_mask`, and `round.make_engine` may be given a smaller network for each
+        class. None = all clients have the whole network.
     """
 
     name: str
@@ -286,6 +290,7 @@ class Method:
     trains: Callable[[str, jax.Array], jax.Array] | None = None
     needs_score: bool = False
     needs_public: bool = False
+    capacity: DeviceClasses | None = None
 
 
 def keep_memory(outputs: Mapping[str, jax.Array], rows: jax.Array, client: ClientData) -> PyTree:

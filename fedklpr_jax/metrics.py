@@ -24,7 +24,8 @@ from rich.text import Text
 from fedklpr_jax.errors import InputError
 
 METRIC_TITLES: Mapping[str, str] = {
-    "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "map": "mAP", "minp": "mINP", "accuracy": "Accuracy"
+    "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "map": "mAP", "minp": "mINP", "accuracy": "Accuracy",
+    "pooled": "Accuracy (pooled)",
 }
 """Keys of the accuracy fractions (0 to 1) in evaluations and summaries, with the names readers know."""
 

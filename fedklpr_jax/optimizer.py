@@ -19,7 +19,7 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     """
     direction = {
         "adam": optax.scale_by_adam(),
-        "sgd": optax.trace(config.momentum, nesterov=config.momentum > 0),
+        "sgd": optax.trace(config.momentum, nesterov=config.nesterov),
     }[config.name]
 
     def slow_backbone(updates: PyTree, params: PyTree | None) -> PyTree:

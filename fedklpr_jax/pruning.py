@@ -65,6 +65,44 @@ def density(mask: PyTree, prunable: Callable[[str], bool] = is_prunable) -> jax.
     return _count(leaves).astype(jnp.float32) / total if total else jnp.float32(1.0)
 
 
+def hamming_distance(first: PyTree, second: PyTree, prunable: Callable[[str], bool] = is_prunable) -> jax.Array:
+    """Share of the entries in which two masks differ, averaged over the prunable leaves: float32 scalar in [0, 1].
+
+    Source: Sub-FedAvg (Vahidian et al. 2021): every layer counts the same, however large.
+
+    >>> one = {"a": {"kernel": jnp.array([1, 1, 1, 0], bool)}, "b": {"kernel": jnp.array([1, 0], bool)}}
+    >>> two = {"a": {"kernel": jnp.array([1, 0, 1, 0], bool)}, "b": {"kernel": jnp.array([1, 1], bool)}}
+    >>> float(hamming_distance(one, two))
+    0.375
+    """
+    pairs = list(zip(_prunable_leaves(first, prunable), _prunable_leaves(second, prunable), strict=True))
+    layers = [jnp.mean((a != b).astype(jnp.float32)) for a, b in pairs]
+    return sum(layers, start=jnp.float32(0)) / max(len(layers), 1)
+
+
+def mask_table(model: PyTree, clients: int) -> PyTree:
+    """What a server knows of its clients' masks at the start, everything kept: bool leaves [clients, ...]."""
+    return jax.tree.map(lambda leaf: jnp.ones((clients, *leaf.shape), bool), model)
+
+
+def updated_table(table: PyTree, masks: PyTree, clients: jax.Array, accepted: jax.Array) -> PyTree:
+    """The `mask_table` after a round: the rows of accepted participants replaced by the masks that they sent.
+
+    Args:
+      table: bool leaves [all clients, ...].
+      masks: bool leaves [K, ...], the participants' own.
+      clients: int32 [K], whose they are.
+      accepted: bool [K]; a refused client keeps its row.
+    """
+    return jax.tree.map(
+        lambda held, new: held.at[clients].set(
+            jnp.where(accepted.reshape(-1, *[1] * (new.ndim - 1)), new, held[clients])
+        ),
+        table,
+        masks,
+    )
+
+
 def _smallest(enough: Callable[[jax.Array], jax.Array], bits: int) -> jax.Array:
     """Smallest uint32 `t < 2**bits` with `enough(t)` (monotone), or `2**bits - 1` if there is none."""
 
@@ -73,6 +111,20 @@ def _smallest(enough: Callable[[jax.Array], jax.Array], bits: int) -> jax.Array:
         return jnp.where(enough(low + half - 1), low, low + half)
 
     return jax.lax.fori_loop(0, bits, step, jnp.uint32(0))
+
+
+def above_rank(values: jax.Array, rank: int) -> jax.Array:
+    """Which values exceed the `rank`-th smallest: bool [n], exact for every n below 2**32.
+
+    Args:
+      values: [n], any floating dtype up to float32, none negative.
+      rank: from 0 to n - 1, a constant of the program.
+
+    >>> above_rank(jnp.array([3.0, 1.0, 2.0, 2.0]), 1).tolist()
+    [True, False, False, False]
+    """
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    return bits > _smallest(lambda t: jnp.sum(bits <= t, dtype=jnp.uint32) > np.uint32(rank), 31)
 
 
 def _drop_smallest(weights: jax.Array, kept: jax.Array, number: jax.Array) -> jax.Array:
@@ -87,17 +139,21 @@ def _drop_smallest(weights: jax.Array, kept: jax.Array, number: jax.Array) -> ja
     return kept & ~below & ~(tied & (order < cut))
 
 
-def _floor_share(number: jax.Array, share: float) -> jax.Array:
+def _floor_share(number: jax.Array, share: float | jax.Array) -> jax.Array:
     """`floor(share * number)` in integers: float32 would be off beyond 2**24 and 0.2 * 5 must be 1."""
-    fraction = Fraction(share).limit_denominator(10_000)
-    n, d = fraction.numerator, fraction.denominator
+    n: int | jax.Array
+    if isinstance(share, jax.Array):
+        n, d = jnp.round(10_000 * share).astype(jnp.int32), 10_000
+    else:
+        fraction = Fraction(share).limit_denominator(10_000)
+        n, d = fraction.numerator, fraction.denominator
     return (number // d) * n + (number % d) * n // d
 
 
 def magnitude_mask(
     params: PyTree,
     mask: PyTree,
-    step: float,
+    step: float | jax.Array,
     scope: str = "global",
     *,
     target: float = 0.0,
@@ -111,7 +167,8 @@ def magnitude_mask(
     Args:
       params: the weights, any floating dtype.
       mask: bool, same structure.
-      step: share of the alive weights to remove, in [0, 1] (to 4 decimals or a small fraction, exactly).
+      step: share of the alive weights to remove, in [0, 1] (to 4 decimals or a small fraction, exactly); a traced one
+        is rounded to 4 decimals.
       scope: `global`, one threshold over all prunable leaves, or `layer`, one for each.
       target: density that pruning stops at, in [0, 1].
       prunable: which paths may lose weights.

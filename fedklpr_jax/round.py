@@ -1,14 +1,9 @@
-"""Rounds: client updates mapped over simulated clients (`client_maps.py`), and the server step, one compiled program.
-
-Where labels are given, or assigned by a traced function, the whole client round is one program over all clients. Where
-they are assigned on the host, and with `client_map=loop`, every stage is a program of its own.
-"""
+"""Rounds: client updates as compiled programs (`programs.py`, `submodels.py`), and the server step, one program."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -17,18 +12,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fedklpr_jax import programs, submodels
 from fedklpr_jax.aggregation import masked_mean, mean_of_sums, weighted_sums
-from fedklpr_jax.client_maps import CLIENT_MAPS, Mapper, client_mesh, make_mapper, spread
-from fedklpr_jax.client_update import ClientUpdate, Found, RoundInputs, Training
+from fedklpr_jax.client_maps import CLIENT_MAPS, client_mesh, make_mapper
+from fedklpr_jax.client_update import ClientUpdate, RoundInputs
 from fedklpr_jax.federated import ClientState, Message, Method, ServerContext, ServerState, Task, Upload, Uploads
 from fedklpr_jax.trees import PyTree, split, stack, unstack
-
-Watch = Callable[[str], AbstractContextManager[Any]]
-
-
-def no_watch(part: str) -> AbstractContextManager[Any]:
-    """A watch that takes no time."""
-    return nullcontext()
 
 
 class Engine(NamedTuple):
@@ -60,6 +49,7 @@ def make_engine(
     chunk: int = 0,
     devices: int = 1,
     clients: int = 0,
+    narrow: Sequence[Task] = (),
 ) -> Engine:
     """Compiles (lazily) the programs of a federation.
 
@@ -71,6 +61,12 @@ def make_engine(
       chunk: with `vmap`, how many clients at once; 0 = all.
       devices: how many devices share the clients at most; 0 = all there are.
       clients: how many clients take part in a round; 0 = all.
+      narrow: for a method with a `capacity`, the same task with the network of each class (`capacity.specs`), not
+        started from given weights: every client then trains a network of its own class's size. Without them all train
+        the whole network under masks, which gives the same numbers.
+
+    Raises:
+      InputError: a narrow task is not what the method cuts the whole one to.
     """
     if client_map not in CLIENT_MAPS:
         raise ValueError(f"client_map: {client_map!r} is not known; it is one of {', '.join(CLIENT_MAPS)}")
@@ -82,7 +78,13 @@ def make_engine(
     arrays = jax.device_put(task.arrays, NamedSharding(mesh, P()))
     mapper = make_mapper(client_map, mesh, chunk, arrays, task.client_names)
     staged = client_map == "loop" or (task.labelling is not None and task.labelling.on_host)
-    update, fine_tune = (_staged if staged else _fused)(stages, mapper, mesh.size)
+    if narrow:
+        together = -(-(clients or len(task.clients)) // len(narrow))
+        update, fine_tune = submodels.make_programs(
+            stages, narrow, mapper, mesh.size, together=together, staged=staged
+        )
+    else:
+        update, fine_tune = (programs.staged if staged else programs.fused)(stages, mapper, mesh.size)
     mean = masked_mean if mesh.size == 1 else _sharded_mean(mesh)
     public = task.public
     images = None if public is None else jax.device_put(public.arrays, NamedSharding(mesh, P()))
@@ -99,84 +101,6 @@ def make_engine(
         task, method, epochs, steps, jax.jit(method.download), update, fine_tune,
         lambda server, uploads: step(server, uploads, images),
     )  # fmt: skip
-
-
-def _taken(tree: PyTree, places: np.ndarray, devices: int) -> PyTree:
-    """The rows of the clients out of those of all places."""
-    return tree if devices == 1 else jax.tree.map(lambda leaf: leaf[places], tree)
-
-
-def _fused(stages: ClientUpdate, mapper: Mapper, devices: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A client round as one program."""
-    programs = mapper("update", stages.update), mapper("fine_tune", stages.fine_tune)
-
-    def whole(program: Any, round_: int, rates: np.ndarray, inputs: RoundInputs, watch: Watch) -> PyTree:
-        ordered, places = spread(inputs, devices)
-        with watch("training"):
-            out = jax.block_until_ready(program((np.int32(round_), np.float32(rates)), ordered))
-        return _taken(out, places, devices)
-
-    def update(round_: int, rates: np.ndarray, inputs: RoundInputs, watch: Watch = no_watch) -> PyTree:
-        return whole(programs[0], round_, rates, inputs, watch)
-
-    def fine_tune(round_: int, rates: np.ndarray, inputs: RoundInputs) -> PyTree:
-        return whole(programs[1], round_, rates, inputs, no_watch)
-
-    return update, fine_tune
-
-
-def _staged(stages: ClientUpdate, mapper: Mapper, devices: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A client round as one program a stage, with the labels assigned in between."""
-    labelling = stages.task.labelling
-    begin, finish = mapper("begin", stages.begin), mapper("finish", stages.finish)
-    personalised = mapper("start", lambda arrays, inputs: stages.personalised(inputs))
-    embed, train_epoch = mapper("embed", stages.embed), mapper("train_epoch", stages.train_epoch)
-    assign = mapper("assign", stages.assign)
-
-    def label(round_: int, epoch: int, inputs: RoundInputs, training: Training, watch: Watch) -> Found:
-        assert labelling
-        with watch("embedding"):
-            features = jax.block_until_ready(embed((), inputs, training))
-        with watch("clustering"):
-            if not labelling.on_host:
-                scalars = (np.int32(round_), np.int32(epoch))
-                return Found(features, jax.block_until_ready(assign(scalars, inputs, training, features)))
-            host, before = np.asarray(features), np.asarray(training.client.labels)
-            labels = [
-                labelling.assign_host(host[place], int(client), before[place], round_, epoch)
-                if steps else labelling.unlabelled
-                for place, (client, steps) in enumerate(zip(inputs.data.index, inputs.steps, strict=True))
-            ]  # fmt: skip
-        return Found(features, stack(labels))
-
-    def epochs(
-        round_: int, rates: np.ndarray, inputs: RoundInputs, training: Training, watch: Watch
-    ) -> tuple[Training, dict[str, PyTree]]:
-        made = []
-        for epoch, rate in enumerate(rates):
-            found = () if labelling is None else (label(round_, epoch, inputs, training, watch),)
-            with watch("training"):
-                scalars = (np.int32(round_), np.float32(rate), np.int32(epoch))
-                training = jax.block_until_ready(train_epoch(scalars, inputs, training, *found))
-            made += [{"labels": entry.labels, "steps": training.steps} for entry in found]
-        # Leading axes [K, E], as in one program.
-        return training, jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *made) if made else {}
-
-    def update(round_: int, rates: np.ndarray, inputs: RoundInputs, watch: Watch = no_watch) -> PyTree:
-        inputs, places = spread(inputs, devices)
-        with watch("pruning"):
-            training = jax.block_until_ready(begin((np.int32(round_),), inputs))
-        training, made = epochs(round_, rates, inputs, training, watch)
-        with watch("pruning"):
-            upload, client, logs = jax.block_until_ready(finish((np.int32(round_),), inputs, training))
-        return _taken((upload, client, logs | made), places, devices)
-
-    def fine_tune(round_: int, rates: np.ndarray, inputs: RoundInputs) -> PyTree:
-        inputs, places = spread(inputs, devices)
-        training, _ = epochs(round_, rates, inputs, personalised((), inputs), no_watch)
-        return _taken(training.variables, places, devices)
-
-    return update, fine_tune
 
 
 def _sharded_mean(mesh: Mesh) -> Callable[..., PyTree]:
@@ -204,13 +128,17 @@ def start(task: Task, method: Method, seed: int) -> tuple[ServerState, list[Clie
     """The first server state and one state a client; all clients start from the same variables."""
     variables = task.init(jax.random.key(seed))
     model, local = split(variables, method.is_local)
-    mask = method.client_mask(model)
     unlabelled = task.labelling.unlabelled if task.labelling else ()
+    mask = method.client_mask(model)
     client = ClientState(local, mask, method.client_memory(model, mask), unlabelled)
     server = ServerState(model, method.server_memory(model, len(task.clients)), jnp.int32(0))
     # Each its own buffers: the server state is donated, the client states are not.
     server = jax.tree.map(jnp.array, server)
-    return server, [jax.tree.map(np.array, client) for _ in task.clients]
+    clients = [jax.tree.map(np.array, client) for _ in task.clients]
+    if method.capacity:
+        first = jax.jit(method.capacity.first_mask)
+        clients = [state._replace(mask=jax.device_get(first(model, k))) for k, state in enumerate(clients)]
+    return server, clients
 
 
 def client_key(seed: int, round_: int, client: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A simulated federation: its data, its engine, and one round of it over the wire format.
+"""A simulated federation in motion: one round of it over the wire format, and its tests before and after.
 
 Every round: encode and decode each download, train the clients in one compiled program, encode and decode each upload,
 refuse what is not finite, aggregate in another. What the ledger counts are the lengths of those payloads; what is
@@ -7,35 +7,27 @@ trained on are their decoded values.
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
 from fedklpr_jax import exchange
-from fedklpr_jax.data import folder, synthetic
-from fedklpr_jax.data.site import Site
+from fedklpr_jax.assembly import Federation, participation_count
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.evaluation.accuracy import Classified
 from fedklpr_jax.evaluation.features import Evaluation
-from fedklpr_jax.federated import ClientState, Message, ServerState, Task, Upload
-from fedklpr_jax.methods import make_method
-from fedklpr_jax.metrics import Console, Ledger, mean
-from fedklpr_jax.models.spec import make_spec
-from fedklpr_jax.pretrain import starting_trunk
+from fedklpr_jax.federated import ClientState, Message, ServerState, Upload
+from fedklpr_jax.metrics import METRIC_TITLES, Ledger, mean
 from fedklpr_jax.pruning import DECISIONS, density
-from fedklpr_jax.round import Engine, make_engine, rates, round_inputs, stack_uploads
-from fedklpr_jax.tasks import supervised, unsupervised
-from fedklpr_jax.trees import all_finite, merge, parameter_count, unstack
+from fedklpr_jax.round import rates, round_inputs, stack_uploads
+from fedklpr_jax.trees import PyTree, all_finite, merge, parameter_count, unstack
 from fedklpr_jax.wire import WireError
 
-HEADLINE = ("rank1", "rank5", "rank10", "map", "minp", "density")
+Evaluations = Mapping[str, Evaluation | Classified]
 
 
 class RunState(NamedTuple):
@@ -45,116 +37,6 @@ class RunState(NamedTuple):
     clients: list[ClientState]
     ledger: Ledger
     seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Federation:
-    """What does not change during a run."""
-
-    config: ml_collections.ConfigDict
-    sites: Sequence[Site]
-    engine: Engine
-    notes: tuple[str, ...]
-
-    @property
-    def task(self) -> Task:
-        """The engine's task."""
-        return self.engine.task
-
-
-def cache_directory(chosen: str, name: str) -> Path:
-    """`chosen`, or a private directory of this user for `name`; made if missing.
-
-    Raises:
-      InputError: it cannot be made.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = Path(chosen) if chosen else base / "fedklpr_jax" / name
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be made as the cache of {name} ({error.strerror}); give another") from error
-    return path
-
-
-def load_sites(config: ml_collections.ConfigDict) -> tuple[list[Site], list[str]]:
-    """The clients' pictures, and one note for each folder or picture that was left out.
-
-    Raises:
-      InputError: nothing usable where the configuration points.
-    """
-    data = config.data
-    names = [name.strip() for name in data.clients.split(",") if name.strip()]
-    size = {"height": data.height, "width": data.width}
-    if data.source == "folder":
-        cache = cache_directory(data.cache, "images")
-        sites, notes = folder.read_sites(Path(data.root), names, cache=cache, **size)
-    else:
-        specs = {spec.name: spec for spec in synthetic.DEFAULT_SITES}
-        for name in names:
-            if name not in specs:
-                raise InputError(f"config.data.clients: {name!r} is no synthetic site; there are {', '.join(specs)}")
-        sites = synthetic.make_sites(data.seed, specs=[specs[name] for name in names] or list(specs.values()), **size)
-        notes = []
-    for site in sites:
-        notes += [f"{site.name}: {line}" for line in site.refused]
-        unmatched = len(site.query) - folder.cross_camera_queries(site)
-        if unmatched:
-            notes.append(f"{site.name}: {unmatched} of {len(site.query)} queries have no second camera; not counted")
-    return sites, notes
-
-
-def make_federation(config: ml_collections.ConfigDict, console: Console) -> Federation:
-    """Reads the data and builds task, method and engine for a valid, resolved configuration.
-
-    Where the run starts from weights trained on synthetic sites and there are none yet, they are trained now, which
-    `console` shows.
-
-    Raises:
-      InputError: bad settings or data.
-    """
-    sites, notes = load_sites(config)
-    spec = make_spec(
-        config.model.arch,
-        pooling=config.model.pooling,
-        embedding_dim=config.model.embedding,
-        dropout=config.model.dropout if config.model.embedding else 0.0,
-        dtype=config.model.dtype,
-        convolution=config.model.convolution,
-    )
-    method = make_method(config.method)
-    if config.task.name == "unsupervised":
-        # A name that is no client's is told before the starting weights are trained.
-        unsupervised.parse_copies(config.data.copies, [site.name for site in sites])
-    trunk = starting_trunk(config, spec, cache_directory("", "weights"), console)
-    if config.task.name == "unsupervised":
-        task = unsupervised.make_task(sites, spec, config, trunk=trunk)
-        same_camera: list[str] = []
-    else:
-        union = not method.is_local("params/classifier/kernel")
-        task = supervised.make_task(sites, spec, config, union=union, trunk=trunk)
-        same_camera = [
-            name for name, data in zip(task.client_names, task.clients, strict=True) if data.task.same_camera
-        ]
-    engine = make_engine(
-        task,
-        method,
-        epochs=config.epochs,
-        client_map=config.client_map,
-        chunk=config.client_chunk,
-        devices=config.devices,
-        clients=participation_count(len(sites), config.participation),
-    )
-    notes += [
-        f"{name}: under 8 validation images have a match under another camera; same-camera matches count there too"
-        for name in same_camera
-    ]
-    return Federation(config, sites, engine, tuple(notes))
-
-
-def participation_count(clients: int, share: float) -> int:
-    """How many of `clients` take part in a round: their share, rounded, at least one."""
-    return max(1, round(share * clients))
 
 
 def participants(seed: int, round_: int, clients: int, share: float) -> list[int]:
@@ -206,9 +88,12 @@ class Split:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
 
 
-def epochs_of(config: ml_collections.ConfigDict, round_: int) -> int:
-    """Local epochs of a round: E, or `last.epochs` in a long last round."""
-    return config.last.epochs if config.last.epochs and round_ == config.rounds - 1 else config.epochs
+def epochs_of(federation: Federation, round_: int) -> int:
+    """Local epochs of a round: E, `last.epochs` in a long last round, or what the task wants of the first."""
+    config = federation.config
+    if config.last.epochs and round_ == config.rounds - 1:
+        return config.last.epochs
+    return federation.task.first_epochs if federation.task.first_epochs and round_ == 0 else config.epochs
 
 
 def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[str, Any]]:
@@ -222,7 +107,7 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
     server, clients, ledger = state.server, list(state.clients), state.ledger
     round_ = int(server.round)
     chosen = participants(config.seed, round_, len(clients), config.participation)
-    epochs = epochs_of(config, round_)
+    epochs = epochs_of(federation, round_)
     with split.watch("wire"):
         delivered = [deliver(federation, server, clients[k], k) for k in chosen]
     inputs = round_inputs(
@@ -284,25 +169,55 @@ def _density(client: ClientState) -> float:
     return 1.0 if client.mask is None else float(density(client.mask))
 
 
-def headline(evaluations: dict[str, Evaluation], clients: Sequence[ClientState]) -> dict[str, Any]:
-    """`{"clients": {name: {rank1, ..., density, valid_queries}}, "mean": {...}}` of one evaluation."""
-    rows = {
-        name: {**result.metrics, "density": _density(client)}
-        for (name, result), client in zip(evaluations.items(), clients, strict=True)
-    }
-    return {"clients": rows, "mean": {key: mean([row[key] for row in rows.values()]) for key in HEADLINE}}
+def headline(federation: Federation, evaluations: Evaluations, clients: Sequence[ClientState]) -> dict[str, Any]:
+    """`{"clients": {name: {rank1, ..., density}}, "mean": {...}}` of one evaluation, a row a test.
+
+    `mean` is over the tests of clients' models; with `accuracy` comes `pooled`, over all their images. Tests of the
+    server's model on sites of no client are apart, under `unseen`, in the same form.
+    """
+    groups: dict[bool, dict[str, dict[str, Any]]] = {False: {}, True: {}}
+    for test in federation.task.examined:
+        if test.name not in evaluations:
+            continue
+        size = 1.0 if test.client is None else _density(clients[test.client])
+        groups[test.client is None][test.name] = {**evaluations[test.name].metrics, "density": size}
+    result = _with_mean(groups[False])
+    return result | {"unseen": _with_mean(groups[True])} if groups[True] else result
 
 
-def evaluate_before(federation: Federation, state: RunState) -> tuple[dict[str, Evaluation], list[Message], list[int]]:
-    """Every client's personalised model on its test images, the download going through the wire.
+def _with_mean(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    keys = [key for key in (*METRIC_TITLES, "density") if any(key in row for row in rows.values())]
+    means = {key: mean([row[key] for row in rows.values()]) for key in keys}
+    if "accuracy" in means:
+        images = sum(row["images"] for row in rows.values())
+        means["pooled"] = sum(row["accuracy"] * row["images"] for row in rows.values()) / images
+    return {"clients": rows, "mean": means}
+
+
+def servers_variables(state: RunState) -> PyTree | None:
+    """The server's model with the mean of the clients' local leaves, for data of no client; None if it has no model."""
+    if not jax.tree.leaves(state.server.model):
+        return None
+    local = jax.tree.map(lambda *leaves: np.mean(np.stack(leaves), axis=0), *(c.local for c in state.clients))
+    return merge(jax.device_get(state.server.model), local)
+
+
+def evaluate_before(federation: Federation, state: RunState) -> tuple[Evaluations, list[Message], list[int]]:
+    """Every client's personalised model on its tests, the download going through the wire.
 
     Returns the evaluations, and each client's message and payload length: the final download, where it is one.
     """
-    task, results = federation.task, {}
+    task, personalise = federation.task, federation.engine.method.personalise
     delivered = [deliver(federation, state.server, client, k) for k, client in enumerate(state.clients)]
-    for k, ((message, _), client) in enumerate(zip(delivered, state.clients, strict=True)):
-        model = federation.engine.method.personalise(message, client)
-        results[task.client_names[k]] = task.evaluate(merge(model, client.local), k)
+    results: dict[str, Evaluation | Classified] = {}
+    for number, test in enumerate(task.examined):
+        if test.client is None:
+            variables = servers_variables(state)
+        else:
+            client = state.clients[test.client]
+            variables = merge(personalise(delivered[test.client][0], client), client.local)
+        if variables is not None:
+            results[test.name] = task.evaluate(variables, number)
     return results, [message for message, _ in delivered], [length for _, length in delivered]
 
 
@@ -321,14 +236,25 @@ def validate(federation: Federation, state: RunState, messages: Sequence[Message
     return {"clients": rows, "mean": mean(list(rows.values()))}
 
 
-def evaluate_after(federation: Federation, state: RunState, messages: Sequence[Message]) -> dict[str, Evaluation]:
-    """The same after E more local epochs under each client's mask, which are not uploaded."""
-    config, task = federation.config, federation.task
-    everyone = range(len(state.clients))
-    inputs = round_inputs(
-        federation.engine, messages, state.clients, everyone, seed=config.seed, round_=config.rounds
-    )
-    # The step size of the last rounds that are like the others.
-    factors = rates(task, max(config.rounds - 1 - bool(config.last.epochs), 0), config.epochs)
-    tuned = unstack(federation.engine.fine_tune(config.rounds, factors, inputs), len(state.clients))
-    return {task.client_names[k]: task.evaluate(tuned[k], k) for k in everyone}
+def evaluate_after(federation: Federation, state: RunState, messages: Sequence[Message]) -> Evaluations:
+    """The same after E more local epochs under each client's mask, which are not uploaded.
+
+    As many clients at once as take part in a round: the programs then have the shapes of one, and the memory its size.
+    """
+    config, engine, task = federation.config, federation.engine, federation.task
+    round_, together = int(state.server.round), participation_count(len(state.clients), config.participation)
+    # At the end the step size of the last rounds that are like the others.
+    factors = rates(task, min(round_, max(config.rounds - 1 - bool(config.last.epochs), 0)), config.epochs)
+    results: dict[str, Evaluation | Classified] = {}
+    for first in range(0, len(state.clients), together):
+        # The last few are filled up from the front, or their number would compile anew.
+        chosen = [k % len(state.clients) for k in range(first, first + together)]
+        inputs = round_inputs(
+            engine, [messages[k] for k in chosen], [state.clients[k] for k in chosen], chosen,
+            seed=config.seed, round_=round_,
+        )  # fmt: skip
+        tuned = dict(zip(chosen, unstack(engine.fine_tune(round_, factors, inputs), together), strict=True))
+        for number, test in enumerate(task.examined):
+            if test.client in tuned and test.name not in results:
+                results[test.name] = task.evaluate(tuned[test.client], number)
+    return results

@@ -15,25 +15,24 @@ import numpy as np
 
 from fedklpr_jax import checkpoint, report
 from fedklpr_jax import config as settings
+from fedklpr_jax.assembly import Federation, cache_directory, make_federation
 from fedklpr_jax.data.site import Site
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.features import Evaluation
-from fedklpr_jax.metrics import Console, Ledger, MetricsLog, mean, read_metrics, write_json
+from fedklpr_jax.metrics import METRIC_TITLES, Console, Ledger, MetricsLog, mean, read_metrics, write_json
 from fedklpr_jax.round import start
 from fedklpr_jax.simulation import (
-    Federation,
+    Evaluations,
     RunState,
-    cache_directory,
     evaluate_after,
     evaluate_before,
     headline,
-    make_federation,
     run_round,
     validate,
 )
 
 # Settings that may differ between the runs before and after an interruption: they change no number.
-FREE = frozenset({"out", "name", "compilation_cache", "data.cache", "checkpoint.keep"})
+FREE = frozenset({"out", "name", "compilation_cache", "data.cache", "checkpoint.keep", "checkpoint.every"})
 SHOWN_QUERIES = 3
 
 
@@ -113,7 +112,8 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
     jax.config.update("jax_compilation_cache_dir", str(cache_directory(config.compilation_cache, "xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     began = time.monotonic()
-    console.line(f"{config.method.name} on {config.task.name} re-ID, seed {config.seed}: reading the data")
+    problem = config.task.name if config.task.name == "classification" else f"{config.task.name} re-ID"
+    console.line(f"{config.method.name} on {problem}, seed {config.seed}: reading the data")
     federation = make_federation(config, console)
     directory = prepare_directory(config, command)
     state, offset = _load_or_start(federation, directory)
@@ -128,28 +128,25 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
             console.line(f"note: {note}")
             if not done:
                 log.write({"event": "note", "text": note})
-        for site, data in zip(federation.sites, federation.task.clients, strict=True):
-            console.line(f"  {site.name}: {int(data.images)} images to train on, {len(site.query)} queries")
+        for line in federation.lines:
+            console.line(f"  {line}")
         console.line(f"{'continuing after round ' + str(done) if done else 'compiling'}; results go to {directory}")
         with console.progress(config.rounds, done) as bar:
             if not done:
-                before, _, _ = evaluate_before(federation, state)
-                log.write(_eval_event(before, state, "before"))
+                _examine(federation, state, log)
             for round_ in range(done, config.rounds):
                 if config.last.epochs and 0 < round_ == config.rounds - 1 and round_ % config.eval.every:
                     # The long last round is reported with and without.
-                    before, _, _ = evaluate_before(federation, state)
-                    log.write(_eval_event(before, state, "before"))
+                    _examine(federation, state, log)
                 state, event = run_round(federation, state)
                 log.write(event)
                 text = _round_text(event)
                 if (round_ + 1) % config.eval.every == 0 and round_ + 1 < config.rounds:
-                    before, _, _ = evaluate_before(federation, state)
-                    log.write(_eval_event(before, state, "before"))
                     # In front, for a narrow terminal cuts the line.
-                    text = f"mAP {100 * headline(before, state.clients)['mean']['map']:.1f} %, {text}"
+                    text = f"{_examine(federation, state, log)}, {text}"
                 state = timed(state)
-                _save(federation, directory, state, log)
+                if (round_ + 1) % config.checkpoint.every == 0 or round_ + 1 == config.rounds:
+                    _save(federation, directory, state, log)
                 bar.advance(text)
         return _conclude(federation, timed(state), directory, log, console)
 
@@ -165,13 +162,27 @@ def _round_text(event: dict[str, Any]) -> str:
     return text + (f", {len(event['refused'])} refused" if event["refused"] else "")
 
 
-def _eval_event(evaluations: dict[str, Evaluation], state: RunState, stage: str) -> dict[str, Any]:
+def _examine(federation: Federation, state: RunState, log: MetricsLog) -> str:
+    """Evaluates in the middle of a run and logs it; returns the result in a few words."""
+    before, messages, _ = evaluate_before(federation, state)
+    event = _eval_event(federation, before, state, "before")
+    log.write(event)
+    if federation.config.eval.after and int(state.server.round):
+        after = evaluate_after(federation, state, messages)
+        log.write(_eval_event(federation, after, state, "after"))
+    key = next(key for key in ("map", "pooled") if key in event["mean"])
+    return f"{METRIC_TITLES[key]} {100 * event['mean'][key]:.1f} %"
+
+
+def _eval_event(
+    federation: Federation, evaluations: Evaluations, state: RunState, stage: str
+) -> dict[str, Any]:
     return {
         "event": "eval",
         "round": int(state.server.round),
         "stage": stage,
         "bytes_total": state.ledger.total,
-        **headline(evaluations, state.clients),
+        **headline(federation, evaluations, state.clients),
     }
 
 
@@ -188,11 +199,11 @@ def _conclude(
         if length:
             ledger = ledger.add(name, down=length)
     state = state._replace(ledger=ledger)
-    log.write(_eval_event(before, state, "before"))
+    log.write(_eval_event(federation, before, state, "before"))
     after = evaluate_after(federation, state, messages)
-    log.write(_eval_event(after, state, "after"))
+    log.write(_eval_event(federation, after, state, "after"))
     events = read_metrics(directory / "metrics.jsonl")
-    table_before, table_after = headline(before, state.clients), headline(after, state.clients)
+    table_before, table_after = (headline(federation, found, state.clients) for found in (before, after))
     start = _evaluated_at(events, 0)
     summary = {
         "method": config.method.name,
@@ -202,15 +213,17 @@ def _conclude(
         "seconds": state.seconds + time.monotonic() - began,
         "clients": table_before["clients"],
         "mean": table_before["mean"],
+        "unseen": table_before.get("unseen"),
         "after": table_after,
+        "best": _best(events),
         "start": start,
         "before_last_round": _evaluated_at(events, config.rounds - 1) if config.last.epochs else None,
         "validation": validate(federation, state, messages),
         "failures": _failures(events, start, table_before["mean"]),
         "bytes": ledger.summary(),
         "saving": ledger.saving,
-        "average_precisions": {name: result.average_precisions for name, result in before.items()},
-        "average_precisions_after": {name: result.average_precisions for name, result in after.items()},
+        "average_precisions": _average_precisions(before),
+        "average_precisions_after": _average_precisions(after),
         "refused": [
             {"round": event["round"], **entry} for event in events if event["event"] == "round"
             for entry in event["refused"]
@@ -219,10 +232,27 @@ def _conclude(
     }  # fmt: skip
     write_json(directory / "summary.json", summary)
     # Written last, the report marks the run as finished.
-    report.write_report(directory, ranked_lists(federation.sites, before))
+    report.write_report(directory, ranked_lists(federation.exams, before))
     names = ("report.html", "summary.json", "metrics.jsonl", "checkpoints")
     console.table(summary, [directory / name for name in names])
     return summary
+
+
+def _average_precisions(evaluations: Evaluations) -> dict[str, np.ndarray]:
+    return {name: result.average_precisions for name, result in evaluations.items() if isinstance(result, Evaluation)}
+
+
+def _best(events: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each stage the largest mean of every metric over all tests after round 0: the usual way of publishing, which
+    chooses the round on test data. No number of ours is taken from here unless it says so."""
+    best: dict[str, dict[str, float]] = {}
+    for event in events:
+        if event["event"] == "eval" and event["round"]:
+            row = best.setdefault(event["stage"], {})
+            for key, value in event["mean"].items():
+                if key in METRIC_TITLES and value is not None:
+                    row[key] = max(value, row.get(key, value))
+    return best
 
 
 def _evaluated_at(events: Sequence[Mapping[str, Any]], round_: int) -> dict[str, Any] | None:
@@ -251,12 +281,14 @@ def _failures(
     return failures
 
 
-def ranked_lists(
-    sites: Sequence[Site], evaluations: dict[str, Evaluation]
-) -> dict[str, list[report.RankedList]]:
-    """A few ranked lists a client for the report, evenly spread over its valid queries."""
+def ranked_lists(exams: Sequence[Site], evaluations: Evaluations) -> dict[str, list[report.RankedList]]:
+    """A few ranked lists a re-ID test for the report, evenly spread over its valid queries."""
+    sites = {site.name: site for site in exams}
     lists: dict[str, list[report.RankedList]] = {}
-    for site, (name, result) in zip(sites, evaluations.items(), strict=True):
+    for name, result in evaluations.items():
+        if not isinstance(result, Evaluation):
+            continue
+        site = sites[name]
         valid = np.flatnonzero(~np.isnan(result.average_precisions))
         shown = valid[np.linspace(0, len(valid) - 1, min(SHOWN_QUERIES, len(valid))).astype(int)]
         lists[name] = []

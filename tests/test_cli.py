@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedklpr_jax import checkpoint, cli, exchange, simulation, weights
+from fedklpr_jax import assembly, checkpoint, cli, exchange, weights
 from fedklpr_jax import round as rounds
 from fedklpr_jax.config import resolved
 from fedklpr_jax.data import synthetic
@@ -108,9 +108,9 @@ def summary_of(directory: Path) -> dict:
     return json.loads((directory / "summary.json").read_text())
 
 
-def final_state(directory: Path) -> tuple[rounds.ServerState, list[rounds.ClientState], simulation.Federation]:
+def final_state(directory: Path) -> tuple[rounds.ServerState, list[rounds.ClientState], assembly.Federation]:
     """Server and clients of the last checkpoint, and the federation they belong to."""
-    federation = simulation.make_federation(resolved(cli.parse(settings(directory))), Console())
+    federation = assembly.make_federation(resolved(cli.parse(settings(directory))), Console())
     server, clients = rounds.start(federation.task, federation.engine.method, 0)
     tree, _ = checkpoint.restore(directory / "checkpoints", ROUNDS, {"server": server, "clients": clients})
     return tree["server"], tree["clients"], federation

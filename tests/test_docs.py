@@ -54,7 +54,7 @@ def test_the_recipe_for_a_method_works_when_followed(tmp_path):
     )
 
     (copy / "methods" / "fedavgm.py").write_text(python_blocks(page)[0], encoding="utf-8")
-    replaced(copy / "methods" / "__init__.py", r"from fedklpr_jax\.methods import ", "@fedavgm, ")
+    replaced(copy / "methods" / "__init__.py", r"from fedklpr_jax\.methods import \(", "@fedavgm, ")
     replaced(copy / "methods" / "__init__.py", r"\nMETHODS\b.*\{\n", f"@    {registered}\n")
     replaced(copy / "config.py", r'"method\.name": Field\([\s\S]*?_one_of\(', '@"fedavgm", ')
     replaced(copy / "config.py", r"\nFIELDS\b.*\{\n", f"@    {field}\n")

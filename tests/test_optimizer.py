@@ -19,7 +19,8 @@ GRADIENTS = {"trunk": {"conv": {"kernel": jnp.array([4.0])}, "embedding": {"kern
 
 def steps(count=1, **settings):
     """The updates of (trunk, embedding block, classifier) in the last of `count` steps with equal gradients."""
-    options = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0, "backbone": 1.0}
+    options = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.0, "nesterov": True, "weight_decay": 0.0}
+    options["backbone"] = 1.0
     optimizer = make_optimizer(ml_collections.ConfigDict(options | settings))
     state = optimizer.init(PARAMS)
     for _ in range(count):

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
+from fedklpr_jax import assembly, simulation, train
 from fedklpr_jax import round as rounds
-from fedklpr_jax import simulation, train
 from fedklpr_jax.config import default_config, flat, resolved
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Method, Upload, send_all
@@ -32,10 +32,10 @@ def begin(method, *, optimizer=None, **settings):
     config = resolved(config)
     task = toy_task(TARGETS, optimizer=optimizer)
     engine = rounds.make_engine(
-        task, method, epochs=1, clients=simulation.participation_count(len(TARGETS), config.participation)
+        task, method, epochs=1, clients=assembly.participation_count(len(TARGETS), config.participation)
     )
     server, clients = rounds.start(task, method, config.seed)
-    return simulation.Federation(config, [], engine, ()), simulation.RunState(server, clients, Ledger(), 0.0)
+    return assembly.Federation(config, [], engine, ()), simulation.RunState(server, clients, Ledger(), 0.0)
 
 
 def kernel(state):
@@ -154,7 +154,7 @@ def test_participants_are_a_pure_function_of_seed_and_round():
     assert all(len(set(row)) == 4 and row == sorted(row) and set(row) <= set(range(10)) for row in drawn)
     assert len({tuple(row) for row in drawn}) > 30
     assert set().union(*drawn) == set(range(10))
-    assert [simulation.participation_count(6, share) for share in (1e-6, 0.25, 0.5, 1.0)] == [1, 2, 3, 6]
+    assert [assembly.participation_count(6, share) for share in (1e-6, 0.25, 0.5, 1.0)] == [1, 2, 3, 6]
 
 
 @pytest.mark.short
@@ -214,7 +214,7 @@ def test_directories_that_cannot_be_made(tmp_path):
     with pytest.raises(InputError, match=r"config\.out: .*run cannot be written \(File exists\); give another"):
         directory_of(tmp_path)
     with pytest.raises(InputError, match=r"x: cannot be made as the cache of xla \(Not a directory\)"):
-        simulation.cache_directory(str(tmp_path / "run" / "x"), "xla")
+        assembly.cache_directory(str(tmp_path / "run" / "x"), "xla")
     assert (tmp_path / "run").read_text() == "a file"
 
 

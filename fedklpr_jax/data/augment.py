@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-# ImageNet statistics in units of uint8, the convention of every re-ID backbone.
-MEAN = jnp.array([0.485, 0.456, 0.406], jnp.float32) * 255.0
-STD = jnp.array([0.229, 0.224, 0.225], jnp.float32) * 255.0
+# ImageNet statistics in units of uint8, the convention of every re-ID backbone. NumPy's: importing starts no backend.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32) * np.float32(255.0)
+STD = np.array([0.229, 0.224, 0.225], np.float32) * np.float32(255.0)
 
 
 def normalise(images: jax.Array) -> jax.Array:

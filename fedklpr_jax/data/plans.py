@@ -58,6 +58,34 @@ def identity_plan(labels: np.ndarray, *, people: int, shots: int, key: Sequence[
     return plan.reshape(steps, people * shots).astype(np.int32)
 
 
+def shuffled_plan(rows: np.ndarray, batch: int, *, key: Sequence[int]) -> np.ndarray:
+    """Every row once, in random order; the last batch is filled with complements `~row` of rows from the start.
+
+    A complement is negative: its image takes part in batch norm, its label counts for no loss. So every image counts
+    once an epoch and all batches have one shape.
+
+    Args:
+      rows: int [n], n from 1.
+      batch: images in a batch.
+      key: whole numbers from 0, (seed, round, client, epoch).
+
+    Returns:
+      int32 [ceil(n / batch), batch].
+
+    Raises:
+      InputError: no rows, or `batch` below 1.
+
+    >>> plan = shuffled_plan(np.arange(5), 4, key=(0, 0, 0, 0))
+    >>> plan.shape, sorted(plan[plan >= 0].tolist()), sorted((~plan[plan < 0]).tolist()) == sorted(plan[0, :3].tolist())
+    ((2, 4), [0, 1, 2, 3, 4], True)
+    """
+    if batch < 1 or not len(rows):
+        raise InputError(f"batch: {len(rows)} images in batches of {batch}; both must be at least 1")
+    order = np.random.default_rng(list(key)).permutation(rows).astype(np.int32)
+    missing = -len(order) % batch
+    return np.concatenate([order, ~np.resize(order, missing)]).reshape(-1, batch)
+
+
 def _quotas(counts: np.ndarray, steps: int, every: int, extra: int, rng: np.random.Generator) -> np.ndarray:
     """How often each identity is one of the `extra` of a step: int64 [identities], in 0..steps, sum steps * extra.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,3 +44,23 @@ class Site:
     query: Images
     gallery: Images
     refused: tuple[str, ...] = ()
+
+
+def pooled(sites: Sequence[Site], name: str) -> Site:
+    """One site whose training images are those of all `sites`, as if footage could be moved; query and gallery empty.
+
+    People and cameras of different sites stay different ones.
+    """
+    trains = [site.train for site in sites]
+    ids: list[np.ndarray] = []
+    cams: list[np.ndarray] = []
+    for train in trains:
+        ids.append(np.where(train.ids > 0, train.ids + (int(ids[-1].max()) if ids else 0), train.ids))
+        cams.append(train.cams + (1 + int(cams[-1].max()) if cams else 0))
+    together = Images(
+        np.concatenate([np.asarray(train.pixels) for train in trains]),
+        np.concatenate(ids),
+        np.concatenate(cams),
+        tuple(f"{site.name}/{picture}" for site in sites for picture in site.train.names),
+    )
+    return Site(name, together, together.take(np.arange(0)), together.take(np.arange(0)))

@@ -16,10 +16,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedklpr_jax import aggregation, losses
+from fedklpr_jax import losses
 from fedklpr_jax.federated import ClientContext, ClientState, Method, ServerContext, ServerState, Step, Upload, Uploads
 from fedklpr_jax.methods.fedpav import is_classifier
-from fedklpr_jax.trees import PyTree, merge, pair
+from fedklpr_jax.methods.fedreid import by_distance, turned
+from fedklpr_jax.trees import PyTree
 
 
 def make(weight: float) -> Method:
@@ -32,18 +33,13 @@ def make(weight: float) -> Method:
     def finish(
         model: PyTree, client: ClientState, context: ClientContext
     ) -> tuple[Upload, ClientState, dict[str, jax.Array]]:
-        received = merge(context.received, context.received_local)
-        # Both models go through one traced copy of the network.
-        features = jax.lax.map(context.probe, pair(received, merge(model, client.local)))["embedding"]
-        moved = losses.cosine_distance(features[0], features[1])
+        moved = turned(model, client, context, "embedding")
         return Upload(model, None, {"images": context.images, "cdw": moved}), client, {}
 
     def aggregate(
         server: ServerState, uploads: Uploads, context: ServerContext
     ) -> tuple[ServerState, dict[str, jax.Array]]:
-        moved = jnp.where(uploads.accepted, jnp.maximum(uploads.scalars["cdw"], 0.0), 0.0)
-        by_images = aggregation.image_weights(uploads.scalars["images"], uploads.accepted)
-        weights = aggregation.distance_weights(moved, by_images)
+        weights, moved = by_distance(uploads)
         model = context.mean(uploads.model, uploads.mask, weights, server.model)
         return server._replace(model=model, round=server.round + 1), {"weight": weights, "cdw": moved}
 

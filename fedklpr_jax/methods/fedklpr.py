@@ -60,10 +60,6 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, sas: Any, prune: Any, cr
             reference[space], local[space], temperature=kll.temperature, direction=direction
         )
 
-    def server_memory(model: PyTree, clients: int) -> PyTree:
-        """Every client's last mask, leaves [clients, ...]."""
-        return jax.tree.map(lambda leaf: jnp.ones((clients, *leaf.shape), bool), model)
-
     def client_memory(model: PyTree, mask: PyTree) -> Memory:
         return Memory(pruning.no_recovery(model, mask), jnp.float32(0), jnp.bool_(False))
 
@@ -131,19 +127,13 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, sas: Any, prune: Any, cr
         # Without SAS pruned entries count as the zeros that they are.
         kept = uploads.mask if sas.form == "skip" else None
         model = context.mean(uploads.model, kept, weights, server.model)
-        masks = jax.tree.map(
-            lambda held, new: held.at[uploads.clients].set(
-                jnp.where(accepted.reshape(-1, *[1] * (new.ndim - 1)), new, held[uploads.clients])
-            ),
-            server.memory,
-            uploads.mask,
-        )
+        masks = pruning.updated_table(server.memory, uploads.mask, uploads.clients, accepted)
         return ServerState(model, masks, server.round + 1), {"weight": weights, "klaw": gained, "praw": b}
 
     return Method(
         "fedklpr",
         is_local=is_local,
-        server_memory=server_memory,
+        server_memory=pruning.mask_table,
         client_mask=pruning.full_mask,
         client_memory=client_memory,
         download=download,
@@ -152,4 +142,5 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, sas: Any, prune: Any, cr
         finish=finish,
         aggregate=aggregate,
         personalise=personalise,
+        needs_score=True,
     )

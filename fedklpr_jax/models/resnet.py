@@ -7,20 +7,15 @@ libraries map onto the paths one to one. Convolution and dense leaves are called
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from fedklpr_jax.models.convolution import Convolution, max_pool
-
-# torchvision's kaiming_normal_(mode="fan_out"): an untruncated normal with variance 2 / (kh * kw * outputs).
-he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-Layer = Callable[..., Any]
+from fedklpr_jax.models.layers import Layer, batch_norm, conv, outputs, pool_map
 
 
 class BasicBlock(nn.Module):
@@ -72,19 +67,6 @@ def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, features: int) 
     return block.norm(name="downsample_bn")(x)
 
 
-class GeM(nn.Module):
-    """Generalised mean over the map, `mean(max(x, eps)^p)^(1/p)`, p learnable (Radenovic et al., 2018, eq. 3)."""
-
-    initial_p: float = 3.0
-    epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[n, h, w, c]`, not negative, to `[n, c]`."""
-        p = self.param("p", nn.initializers.constant(self.initial_p), (1,))
-        return jnp.mean(jnp.maximum(x, self.epsilon) ** p, axis=(1, 2)) ** (1.0 / p)
-
-
 class ResNet(nn.Module):
     """Trunk, pooling and neck; `fedklpr_jax.models.spec.ModelSpec` builds it and says what each field means."""
 
@@ -94,6 +76,7 @@ class ResNet(nn.Module):
     stem: str
     last_stride: int
     pooling: str
+    neck: str
     embedding_dim: int
     dropout: float
     dtype: Any
@@ -104,18 +87,18 @@ class ResNet(nn.Module):
         """Features of a batch.
 
         Args:
-            images: float32 `[n, h, w, 3]`, normalised.
+            images: float32 `[n, h, w, c]`, normalised.
             train: True for statistics of the batch and dropout, False for running statistics.
 
         Returns:
             float32 `{"pooled": [n, d], "embedding": [n, e]}`, neither of them L2-normalised.
         """
-        conv = partial(_conv, dtype=self.dtype, convolution=self.convolution)
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+        layer = partial(conv, dtype=self.dtype, convolution=self.convolution)
+        norm = batch_norm(train, self.dtype)
         block = BottleneckBlock if self.bottleneck else BasicBlock
 
         kernel, stride = {"7x7/2+pool": (7, 2), "3x3/2": (3, 2), "3x3/1": (3, 1)}[self.stem]
-        x = conv(self.widths[0], kernel, stride, name="conv1")(images)
+        x = layer(self.widths[0], kernel, stride, name="conv1")(images)
         x = nn.relu(norm(name="bn1")(x))
         if self.stem == "7x7/2+pool":
             x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -123,29 +106,13 @@ class ResNet(nn.Module):
         for stage, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
             stage_stride = 1 if stage == 0 else self.last_stride if stage == last else 2
             for i in range(count):
-                x = block(width, stage_stride if i == 0 else 1, conv, norm, name=f"layer{stage + 1}_{i}")(x)
+                x = block(width, stage_stride if i == 0 else 1, layer, norm, name=f"layer{stage + 1}_{i}")(x)
 
-        x = x.astype(jnp.float32)
-        pooled = GeM(name="gem")(x) if self.pooling == "gem" else jnp.mean(x, axis=(1, 2))
-        norm = partial(norm, dtype=jnp.float32)
-        if self.embedding_dim:
-            embedding = nn.Dense(self.embedding_dim, kernel_init=he_fan_out, name="embedding")(pooled)
-            embedding = norm(name="embedding_bn")(embedding)
-        else:
-            # A frozen bias stays at its initial zero, so the neck simply has none.
-            embedding = norm(use_bias=False, name="bnneck")(pooled)
-        return {"pooled": pooled, "embedding": nn.Dropout(self.dropout, deterministic=not train)(embedding)}
-
-
-def _conv(features: int, kernel: int, stride: int, *, name: str, dtype: Any, convolution: Convolution) -> nn.Conv:
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        (stride, stride),
-        padding=[(kernel // 2, kernel // 2)] * 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=he_fan_out,
-        conv_general_dilated=convolution,
-        name=name,
-    )
+        return outputs(
+            pool_map(x, self.pooling),
+            neck=self.neck,
+            embedding_dim=self.embedding_dim,
+            dropout=self.dropout,
+            norm=norm,
+            train=train,
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 from fedklpr_jax.data import augment as augmentation
 from fedklpr_jax.data.site import Images, Site
 from fedklpr_jax.evaluation.features import Evaluation, evaluate_features
+from fedklpr_jax.federated import Public
 from fedklpr_jax.models.spec import ModelSpec
 from fedklpr_jax.trees import PyTree
 
@@ -19,9 +21,23 @@ PROBE = 32
 EMBED_BATCH = 64
 
 
+class Exam(NamedTuple):
+    """A test: the `site` whose query is ranked against its gallery, and the number of the client whose model ranks;
+    None = the server's, on a site that no client trains on."""
+
+    site: Site
+    client: int | None
+
+
+def exams_of(sites: Sequence[Site], exams: Sequence[Exam] | None) -> list[Exam]:
+    """The given tests, or one on each client's own site."""
+    return [Exam(site, client) for client, site in enumerate(sites)] if exams is None else list(exams)
+
+
 def trunk_of(variables: PyTree) -> PyTree:
-    """The variables of the network itself, out of those of a task."""
-    return {"params": variables["params"]["trunk"], "batch_stats": variables["batch_stats"]["trunk"]}
+    """The variables of the network itself, out of those of a task; one without batch norm has no statistics."""
+    stats = variables.get("batch_stats", {}).get("trunk", {})
+    return {"params": variables["params"]["trunk"], "batch_stats": stats}
 
 
 def normalise_features(features: jax.Array) -> jax.Array:
@@ -72,14 +88,32 @@ def augmenting(data: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
     )
 
 
+def public_images(pixels: np.ndarray, spec: ModelSpec) -> Public:
+    """The server's unlabelled images as methods read them: un-normalised embeddings, in train mode without dropout.
+
+    Args:
+      pixels: uint8 [n, h, w, 3].
+      spec: the network.
+    """
+    plain = dataclasses.replace(spec, dropout=0.0)
+
+    def represent(
+        pixels: jax.Array, model: PyTree, rows: jax.Array, train: bool
+    ) -> tuple[jax.Array, PyTree]:
+        outputs, stats = plain.apply(trunk_of(model), augmentation.normalise(pixels[rows]), train)
+        return outputs["embedding"], {"trunk": stats}
+
+    return Public(pixels, len(pixels), represent)
+
+
 def probe_rows(training: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """D_batch: a fixed choice of 32 of the training rows, int32 [32]; the key is (seed, client)."""
     chosen = np.random.default_rng(key).choice(training, PROBE, replace=len(training) < PROBE)
     return chosen.astype(np.int32)
 
 
-def evaluating(sites: Sequence[Site], spec: ModelSpec, options: Any) -> Callable[[PyTree, int], Evaluation]:
-    """The test of one client's variables on its query and gallery: f(x) + f(flip x), normalised.
+def evaluating(exams: Sequence[Exam], spec: ModelSpec, options: Any) -> Callable[[PyTree, int], Evaluation]:
+    """(variables, number of the test) -> its result: f(x) + f(flip x), normalised.
 
     `options` is `config.eval`.
     """
@@ -101,8 +135,8 @@ def evaluating(sites: Sequence[Site], spec: ModelSpec, options: Any) -> Callable
             parts.append(np.asarray(embed_test(variables, filled))[: len(chunk)])
         return np.concatenate(parts)
 
-    def evaluate(variables: PyTree, client: int) -> Evaluation:
-        site = sites[client]
+    def evaluate(variables: PyTree, test: int) -> Evaluation:
+        site = exams[test].site
         return evaluate_features(
             embed_images(variables, site.query),
             embed_images(variables, site.gallery),

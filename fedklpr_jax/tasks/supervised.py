@@ -20,7 +20,7 @@ from fedklpr_jax.data.plans import identity_plan
 from fedklpr_jax.data.site import Site
 from fedklpr_jax.data.validation import hold_out_identities, same_camera_counts
 from fedklpr_jax.evaluation.validation import retrieval_map
-from fedklpr_jax.federated import ClientData, Task
+from fedklpr_jax.federated import ClientData, Examined, Task
 from fedklpr_jax.models.spec import ModelSpec
 from fedklpr_jax.optimizer import make_optimizer, step_decay
 from fedklpr_jax.tasks import reid
@@ -51,7 +51,13 @@ class ReIDData(NamedTuple):
 
 
 def make_task(
-    sites: Sequence[Site], spec: ModelSpec, config: Any, *, union: bool, trunk: PyTree | None = None
+    sites: Sequence[Site],
+    spec: ModelSpec,
+    config: Any,
+    *,
+    union: bool,
+    trunk: PyTree | None = None,
+    exams: Sequence[reid.Exam] | None = None,
 ) -> Task:
     """Supervised re-ID over `sites`, one client each.
 
@@ -61,10 +67,12 @@ def make_task(
       config: the run's configuration (`data`, `task`, `optimizer`, `eval`, `seed`, `rounds` are read).
       union: one classifier over all clients' identities (FedAvg), else one a client, padded to the widest.
       trunk: the network's variables to start from; None = random ones.
+      exams: what is tested; None = each client on its own site.
 
     Raises:
       InputError: a client has too few identities to train and to validate on.
     """
+    tests = reid.exams_of(sites, exams)
     held = [hold_out_identities(s.train.ids, s.train.cams, seed=config.seed, client=s.name) for s in sites]
     arrays, classes = _arrays(sites, held, union)
     clients = _clients(sites, held, classes, union, config.seed)
@@ -137,7 +145,8 @@ def make_task(
         loss=loss,
         score=score,
         plan=plan,
-        evaluate=reid.evaluating(sites, spec, config.eval),
+        evaluate=reid.evaluating(tests, spec, config.eval),
+        tests=tuple(Examined(site.name, client) for site, client in tests),
         optimizer=make_optimizer(config.optimizer),
         learning_rate=step_decay(config.optimizer, config.rounds, config.last),
         validate=lambda variables, client: float(score_alone(arrays, variables, clients[client])),

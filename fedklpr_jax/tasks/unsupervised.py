@@ -28,7 +28,7 @@ from fedklpr_jax.data.site import Images, Site
 from fedklpr_jax.data.validation import hold_out_images, same_camera_counts
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.validation import retrieval_map
-from fedklpr_jax.federated import ClientData, Epoch, Labelling, Task
+from fedklpr_jax.federated import ClientData, Epoch, Examined, Labelling, Task
 from fedklpr_jax.models.spec import ModelSpec
 from fedklpr_jax.optimizer import make_optimizer, step_decay
 from fedklpr_jax.tasks import reid
@@ -79,7 +79,14 @@ def parse_copies(text: str, names: Sequence[str]) -> list[int]:
     return [pairs.get(name, others) for name in names]
 
 
-def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, trunk: PyTree | None = None) -> Task:
+def make_task(
+    sites: Sequence[Site],
+    spec: ModelSpec,
+    config: Any,
+    *,
+    trunk: PyTree | None = None,
+    exams: Sequence[reid.Exam] | None = None,
+) -> Task:
     """Unsupervised re-ID over `sites`, one client each.
 
     Args:
@@ -88,10 +95,12 @@ def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, trunk: PyT
       config: the run's configuration (`data`, `task`, `cluster`, `contrast`, `optimizer`, `last`, `eval`, `seed`,
         `rounds` are read).
       trunk: the network's variables to start from; None = random ones, whose pseudo labels are noise.
+      exams: what is tested; None = each client on its own site.
 
     Raises:
       InputError: unknown clients in `data.copies`, or a client with too few pictures.
     """
+    tests = reid.exams_of(sites, exams)
     copies = parse_copies(config.data.copies, [site.name for site in sites])
     held = [hold_out_images(len(site.train), seed=config.seed, client=site.name) for site in sites]
     arrays = _arrays(sites, copies)
@@ -210,7 +219,8 @@ def make_task(sites: Sequence[Site], spec: ModelSpec, config: Any, *, trunk: PyT
         plan=lambda seed, round_, client, epochs: np.zeros(
             (epochs, -(-int(clients[client].task.points) // batch), batch), np.int32
         ),
-        evaluate=reid.evaluating(sites, spec, config.eval),
+        evaluate=reid.evaluating(tests, spec, config.eval),
+        tests=tuple(Examined(site.name, client) for site, client in tests),
         optimizer=make_optimizer(config.optimizer),
         learning_rate=step_decay(config.optimizer, config.rounds, config.last),
         labelling=Labelling(

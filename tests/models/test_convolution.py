@@ -132,20 +132,31 @@ def test_choice_by_backend_and_by_name() -> None:
         choose_convolution("fft")
 
 
-@pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 1)])
-def test_max_pool_equals_stock_forward_and_gradient(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "size, window, strides, padding",
+    [
+        ((8, 6), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((7, 5), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((1, 1), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((8, 6), (2, 2), (2, 2), "VALID"),
+        ((7, 5), (2, 2), (2, 2), "VALID"),
+        ((7, 9), (2, 3), (2, 3), "VALID"),
+    ],
+)
+def test_max_pool_equals_stock_forward_and_gradient(size: Any, window: Any, strides: Any, padding: Any) -> None:
     x = jax.random.normal(jax.random.key(0), (2, *size, 3))  # no two values equal
-    padding = ((1, 1), (1, 1))
 
     def loss(pool: Any, x: jax.Array) -> jax.Array:
-        y = pool(x, (3, 3), (2, 2), padding)
+        y = pool(x, window, strides, padding)
         return jnp.sum(jnp.sin(jnp.arange(y.size)).reshape(y.shape) * y)
 
-    np.testing.assert_array_equal(max_pool(x, (3, 3), (2, 2), padding), nn.max_pool(x, (3, 3), (2, 2), padding))
+    np.testing.assert_array_equal(max_pool(x, window, strides, padding), nn.max_pool(x, window, strides, padding))
     ours, theirs = (jax.grad(lambda x, pool=pool: loss(pool, x))(x) for pool in (max_pool, nn.max_pool))
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_max_pool_gradient_avoids_select_and_scatter() -> None:
-    text = str(jax.make_jaxpr(jax.grad(lambda x: max_pool(x, (3, 3), (2, 2), "SAME").sum()))(jnp.ones((1, 8, 8, 1))))
-    assert "select_and_scatter" not in text and "reduce_window" not in text
+    for window, padding in (((3, 3), "SAME"), ((2, 2), "VALID")):
+        gradient = jax.grad(lambda x, w=window, p=padding: max_pool(x, w, (2, 2), p).sum())
+        text = str(jax.make_jaxpr(gradient)(jnp.ones((1, 8, 8, 1))))
+        assert "select_and_scatter" not in text and "reduce_window" not in text

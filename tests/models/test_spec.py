@@ -14,7 +14,7 @@ from flax import nnx
 
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.models import SPECS, ModelSpec, make_spec
-from fedklpr_jax.models.resnet import GeM
+from fedklpr_jax.models.layers import GeM
 
 TINY = ModelSpec("tiny", (4, 8), (1, 1), stem="3x3/2")
 

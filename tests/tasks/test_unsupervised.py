@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedklpr_jax import proxies, simulation, train
+from fedklpr_jax import assembly, proxies, simulation, train
 from fedklpr_jax import round as rounds
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.ranking import euclidean_distances, evaluate_ranking
@@ -68,7 +68,7 @@ def federation_of(sites=None, *, method="fedavg", client_map="map", devices=1, *
     if sites is not None:
         task = unsupervised.make_task(sites, TINY, config)
     engine = rounds.make_engine(task, chosen, epochs=config.epochs, client_map=client_map, devices=devices)
-    return simulation.Federation(config, sites or tiny_sites(), engine, ())
+    return assembly.Federation(config, sites or tiny_sites(), engine, ())
 
 
 def begin(federation):

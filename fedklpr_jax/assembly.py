@@ -1,0 +1,264 @@
+"""From a configuration to a federation: its data, its task, its method and the compiled engine over them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from fedklpr_jax.data import folder, labelled, partition, shapes, synthetic
+from fedklpr_jax.data.public import public_pixels
+from fedklpr_jax.data.scenario import split_sites
+from fedklpr_jax.data.site import Site, pooled
+from fedklpr_jax.errors import InputError
+from fedklpr_jax.federated import Method, Task
+from fedklpr_jax.methods import make_method
+from fedklpr_jax.metrics import Console
+from fedklpr_jax.models.spec import ModelSpec, make_spec
+from fedklpr_jax.pretrain import starting_trunk
+from fedklpr_jax.round import Engine, make_engine
+from fedklpr_jax.tasks import classification, supervised, unsupervised
+from fedklpr_jax.tasks.classification import Share
+from fedklpr_jax.tasks.reid import Exam, public_images
+
+CLASSIFICATION_ONLY = ("cnn", "vgg11", "vgg16", "vgg11_thin", "resnet18_cifar", "resnet_cifar_thin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Federation:
+    """What does not change during a run: `exams` are the pictures of each of the task's tests (re-ID), `notes` what the
+    user should know of the data, `lines` what each client holds."""
+
+    config: ml_collections.ConfigDict
+    exams: Sequence[Site]
+    engine: Engine
+    notes: tuple[str, ...]
+    lines: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """The engine's task."""
+        return self.engine.task
+
+
+def cache_directory(chosen: str, name: str) -> Path:
+    """`chosen`, or a private directory of this user for `name`; made if missing.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = Path(chosen) if chosen else base / "fedklpr_jax" / name
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made as the cache of {name} ({error.strerror}); give another") from error
+    return path
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a comma-separated setting.
+
+    >>> names_in("ward, viper")
+    ['ward', 'viper']
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def load_sites(config: ml_collections.ConfigDict) -> tuple[list[Site], list[Site], list[str]]:
+    """The clients' pictures, those of the sites nobody trains on, and a note for each folder or picture left out.
+
+    Raises:
+      InputError: nothing usable where the configuration points.
+    """
+    data = config.data
+    names, unseen = names_in(data.clients), names_in(data.unseen)
+    for name in unseen:
+        if name in names:
+            raise InputError(f"config.data.unseen: {name!r} is one of config.data.clients; give it in one of the two")
+    size = {"height": data.height, "width": data.width}
+    # Without names all there are take part, the unseen ones among them.
+    wanted = names + unseen if names else []
+    if data.source == "folder":
+        cache = cache_directory(data.cache, "images")
+        found, notes = folder.read_sites(Path(data.root), wanted, cache=cache, **size)
+    else:
+        specs = {spec.name: spec for spec in synthetic.DEFAULT_SITES}
+        for name in wanted:
+            if name not in specs:
+                setting = "unseen" if name in unseen else "clients"
+                raise InputError(
+                    f"config.data.{setting}: {name!r} is no synthetic site; there are {', '.join(specs)}"
+                )
+        chosen = [specs[name] for name in wanted] or list(specs.values())
+        found, notes = synthetic.make_sites(data.seed, specs=chosen, **size), []
+    by_name = {site.name: site for site in found}
+    for name in unseen:
+        if name not in by_name:
+            raise InputError(f"config.data.unseen: {name!r} is no site here; there are {', '.join(by_name)}")
+    for site in found:
+        notes += [f"{site.name}: {line}" for line in site.refused]
+        unmatched = len(site.query) - folder.cross_camera_queries(site)
+        if unmatched:
+            notes.append(f"{site.name}: {unmatched} of {len(site.query)} queries have no second camera; not counted")
+    clients = [site for site in found if site.name not in unseen]
+    if not clients:
+        raise InputError("config.data.unseen: leaves no site to train on; name fewer")
+    return clients, [by_name[name] for name in unseen], notes
+
+
+def load_labelled(config: ml_collections.ConfigDict) -> labelled.Labelled:
+    """The data set of a classification run.
+
+    Raises:
+      InputError: nothing usable where the configuration points.
+    """
+    data = config.data
+    if data.source == "folder":
+        return labelled.read_folder(Path(data.root), cache=cache_directory(data.cache, "images"))
+    if data.source.startswith("tfds:"):
+        return labelled.read_tfds(data.source.removeprefix("tfds:"), data.root)
+    return shapes.make_shapes(data.seed)
+
+
+def deal(labels: np.ndarray, data: ml_collections.ConfigDict) -> list[Share]:
+    """Each client's rows for training, validation and test, by `config.data`.
+
+    Raises:
+      InputError: the data set cannot be dealt like this.
+    """
+    if data.partition == "dirichlet":
+        hands = partition.dirichlet(labels, data.count, data.alpha, seed=data.seed, least=data.least)
+    else:
+        hands = partition.shards(labels, data.count, data.shards, seed=data.seed)
+    shares = []
+    for client, rows in enumerate(hands):
+        train, test = partition.split_off(rows, data.test, key=(data.seed, client))
+        validation = train[:0]
+        if data.validation:
+            train, validation = partition.split_off(train, data.validation, key=(data.seed, client, 1))
+        shares.append(Share(train, validation, test))
+    return shares
+
+
+def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:
+    """The network of `config.model`."""
+    model = config.model
+    return make_spec(
+        model.arch,
+        pooling=model.pooling,
+        embedding_dim=model.embedding,
+        dropout=model.dropout if model.embedding else 0.0,
+        dtype=model.dtype,
+        convolution=model.convolution,
+    )
+
+
+def make_federation(config: ml_collections.ConfigDict, console: Console) -> Federation:
+    """Reads the data and builds task, method and engine for a valid, resolved configuration.
+
+    Where the run starts from weights trained on synthetic sites and there are none yet, they are trained now, which
+    `console` shows.
+
+    Raises:
+      InputError: bad settings or data.
+    """
+    classifies = config.task.name == "classification"
+    if classifies != (config.model.arch in CLASSIFICATION_ONLY):
+        right = "one of " + ", ".join(CLASSIFICATION_ONLY) if classifies else "thin or a resnet"
+        raise InputError(
+            f"config.model.arch: {config.model.arch!r} is not for the {config.task.name} task; give {right}"
+        )
+    build = _classification if classifies else _reid
+    return build(config, console)
+
+
+def _engine(config: ml_collections.ConfigDict, task: Task, method: Method) -> Engine:
+    return make_engine(
+        task,
+        method,
+        epochs=config.epochs,
+        client_map=config.client_map,
+        chunk=config.client_chunk,
+        devices=config.devices,
+        clients=participation_count(len(task.clients), config.participation),
+    )
+
+
+def _classification(config: ml_collections.ConfigDict, console: Console) -> Federation:
+    method = make_method(config.method)
+    if method.needs_public:
+        raise InputError(
+            "config.method.reid: distillation and clustering need the server's public images of people, which "
+            "classification has none of; give --config.method.reid.distill_every=0 and cluster=False"
+        )
+    if method.needs_score and not config.data.validation:
+        raise InputError(
+            f"config.data.validation: 0, but {method.name} decides by a validation score; give a share such as 0.1"
+        )
+    data = load_labelled(config)
+    shares = deal(data.labels, config.data)
+    spec = model_spec(config)
+    task = classification.make_task(data, shares, spec, config, pooled=method.name == "centralised")
+    counts = [int(client.images) for client in task.clients]
+    tested = [len(share.test) for share in shares]
+    lines = (
+        f"{len(task.clients)} clients: {min(counts)} to {max(counts)} images to train on, "
+        f"{min(tested)} to {max(tested)} to test on, {len(data.classes)} classes",
+    )
+    return Federation(config, (), _engine(config, task, method), data.refused, lines)
+
+
+def _reid(config: ml_collections.ConfigDict, console: Console) -> Federation:
+    sites, unseen, notes = load_sites(config)
+    sites, told = split_sites(
+        sites, config.data.scenario, clients=config.data.identity_clients, seed=config.data.seed
+    )
+    notes += told
+    names = [site.name for site in sites]
+    spec = model_spec(config)
+    method = make_method(config.method, names)
+    labels = config.task.name == "supervised"
+    if not labels:
+        # A name that is no client's is told before the starting weights are trained.
+        unsupervised.parse_copies(config.data.copies, names)
+    trunk = starting_trunk(config, spec, cache_directory("", "weights"), console)
+    exams = [Exam(site, client) for client, site in enumerate(sites)]
+    if method.name == "centralised":
+        if not labels:
+            raise InputError("config.method.name: centralised needs labels; give --config.task.name=supervised")
+        exams, sites = [Exam(site, 0) for site in sites], [pooled(sites, "all")]
+    exams += [Exam(site, None) for site in unseen]
+
+    def make_task(spec: ModelSpec) -> Task:
+        if labels:
+            union = not method.is_local("params/classifier/kernel")
+            return supervised.make_task(sites, spec, config, union=union, trunk=trunk, exams=exams)
+        return unsupervised.make_task(sites, spec, config, trunk=trunk, exams=exams)
+
+    task = make_task(spec)
+    if method.needs_public:
+        task = dataclasses.replace(task, public=public_images(public_pixels(config.data, names), spec))
+    if labels:
+        notes += [
+            f"{name}: under 8 validation images have a match under another camera; same-camera matches count there too"
+            for name, data in zip(task.client_names, task.clients, strict=True)
+            if data.task.same_camera
+        ]
+    lines = [
+        f"{name}: {int(data.images)} images to train on"
+        for name, data in zip(task.client_names, task.clients, strict=True)
+    ]
+    lines += [f"{site.name}: nobody trains on it, {len(site.query)} queries" for site in unseen]
+    return Federation(
+        config, [exam.site for exam in exams], _engine(config, task, method), tuple(notes), tuple(lines)
+    )
+
+
+def participation_count(clients: int, share: float) -> int:
+    """How many of `clients` take part in a round: their share, rounded, at least one."""
+    return max(1, round(share * clients))

@@ -1,0 +1,231 @@
+"""CA-HFP: both forms of a round, whose channels are chosen when, what travels, and the reconstruction."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedklpr_jax import channels, exchange, pruning
+from fedklpr_jax import round as rounds
+from fedklpr_jax.config import validate
+from fedklpr_jax.errors import InputError
+from fedklpr_jax.federated import ServerContext, Uploads
+from fedklpr_jax.methods import make_method
+from tests.methods.submodels import BASE, SPECS, begin, config_of, flat, tasks_of
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_a_hurry():
+    """The programs run for milliseconds and compile for seconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def assert_same_masks(left, right):
+    for one, other in zip(left, right, strict=True):
+        for a, b in zip(jax.tree.leaves(one.mask), jax.tree.leaves(other.mask), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def assert_same_way(left, right, start):
+    """Equal up to a small part of the way from `start`: a pixel at a kink moves a weight by more than rounding does."""
+    ends, others, starts = (
+        np.concatenate([np.broadcast_to(leaf, like.shape).ravel() for leaf, like in zip(
+            jax.tree.leaves(tree), jax.tree.leaves(left), strict=True)])
+        for tree in (left, right, start)
+    )  # fmt: skip
+    way = np.linalg.norm(ends - starts)
+    assert 0 < way and np.linalg.norm(ends - others) < 0.02 * way
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vgg", {}),
+        # Local classifiers, whose rows of cut channels only weight decay could move, and local statistics.
+        ("resnet", {"task__name": "supervised", "method__hfp__refresh": 1, "method__capacity__local":
+                    "classifier,batch_stats"}),
+    ],
+    ids=["vgg", "resnet"],
+)  # fmt: skip
+def test_small_networks_train_as_masked_ones_do(name, settings):
+    config = config_of("cahfp", method__capacity__shares="1.0,0.5", **settings)
+    tasks = tasks_of(config, name)
+    compact, masked = (begin(config, name, form, tasks) for form in (True, False))
+    for _ in range(2):
+        server = jax.device_get(compact.server.model)
+        local = [c.local for c in compact.clients]
+        (up, _, logs), (masked_up, _, masked_logs) = compact.round(), masked.round()
+        assert_same_masks([up], [masked_up])
+        assert_same_way(up.model, masked_up.model, pruning.apply_mask(
+            jax.tree.map(lambda x: np.broadcast_to(x, (len(local), *x.shape)), server), up.mask))  # fmt: skip
+        np.testing.assert_allclose(logs["loss"], masked_logs["loss"], rtol=1e-3)
+        assert (logs["train_seconds"] > 0).all()
+        assert_same_way(compact.server.model, masked.server.model, server)
+        if settings:
+            for one, other, before in zip(compact.clients, masked.clients, local, strict=True):
+                assert_same_way(one.local, other.local, before)
+    assert_same_masks(compact.clients, masked.clients)
+    # Client 1 has half of the channels: what its classifier has of the others is as it was.
+    if settings:
+        kernel, old = (c["params"]["classifier"]["kernel"] for c in (compact.clients[1].local, local[1]))
+        own = kept_of(compact, 1)[-1]
+        assert own.sum() == 16 < 24 and (kernel[~own] == old[~own]).all() and (kernel[own] != old[own]).any()
+        inputs = compact.inputs(range(3))
+        tuned = [run.engine.fine_tune(2, np.ones(1, np.float32), inputs) for run in (compact, masked)]
+        keeps = {"params": {"trunk": inputs.client.mask["params"]["trunk"]}}
+        trunks = [pruning.apply_mask({"params": {"trunk": t["params"]["trunk"]}}, keeps) for t in tuned]
+        before = pruning.apply_mask({"params": {"trunk": inputs.message.model["params"]["trunk"]}}, keeps)
+        assert_same_way(*trunks, before)
+
+
+@pytest.mark.parametrize(
+    "how", [{"client_map": "map", "devices": 2}, {"client_map": "loop"}], ids=["map-2", "loop"]
+)
+def test_every_client_map_trains_the_same_small_networks(how):
+    # Three of four clients: two calls of one class, or padding where two devices share them.
+    config = config_of("cahfp", method__hfp__score="magnitude", method__capacity__shares="1.0,0.5")
+    tasks = tasks_of(config, "cnn")
+    runs = [begin(config, "cnn", True, tasks), begin(config, "cnn", True, tasks, clients=3, **how)]
+    start = jax.device_get(runs[0].server.model)
+    (up, states, _), (other, other_states, _) = (run.round([0, 1, 3]) for run in runs)
+    assert_same_masks([states], [other_states])
+    assert_same_way(up.model, other.model, start)
+    assert_same_way(runs[0].server.model, runs[1].server.model, start)
+
+
+def test_labels_made_on_the_way():
+    settings = {"task__name": "unsupervised", "cluster__k1": 6, "cluster__k2": 2, "cluster__min_samples": 2,
+                "cluster__eps": 0.585, "data__copies": "1", "cluster__where": "host",
+                "method__capacity__shares": "0.5"}  # fmt: skip
+    config = config_of("cahfp", **settings)
+    run = begin(config, "re-ID", True)
+    upload, _, logs = run.round()
+    assert logs["labels"].shape[:2] == (3, 1) and (logs["steps"] > 0).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(upload.model))
+    config.method.hfp.score = "curvature"
+    with pytest.raises(InputError, match=r"^config\.method\.hfp\.score: 'curvature' needs labels"):
+        validate(config)
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    config = config_of("cahfp")
+    return config, tasks_of(config, "vgg")
+
+
+def kept_of(run, client):
+    mask = run.clients[client].mask
+    return [np.asarray(kept) for kept in channels.kept_channels(mask, channels.channel_groups(mask))]
+
+
+def test_a_client_chooses_once_by_its_own_data(vgg):
+    config, tasks = vgg
+    run = begin(config, "vgg", True, tasks)
+    first = [kept_of(run, k) for k in range(4)]
+    assert [kept[0].tolist() for kept in first] == [[True] * n + [False] * (32 - n) for n in (32, 16, 8, 32)]
+    # Client 1 is absent in the first round: it keeps what it had, and what comes next is the whole model.
+    run.round([0, 2, 3])
+    assert [int(c.memory) for c in run.clients] == [1, 0, 1, 1]
+    assert run.server.memory.rounds.tolist() == [1, 0, 1, 1]
+    chosen = [kept_of(run, k) for k in range(4)]
+    assert [[int(kept.sum()) for kept in rows] for rows in chosen] == [[32, 32], [16, 16], [8, 8], [32, 32]]
+    assert all((a == b).all() for a, b in zip(chosen[1], first[1], strict=True))
+    assert any((a != b).any() for a, b in zip(chosen[2], first[2], strict=True))
+    # By the scores of the whole model on its own batches.
+    shares = [float(pruning.density(run.engine.download(run.server, np.int32(k)).mask)) for k in range(4)]
+    assert shares[0] == shares[1] == shares[3] == 1.0 and shares[2] < 0.2
+    run.round()
+    assert all((a == b).all() for a, b in zip(kept_of(run, 2), chosen[2], strict=True))
+    assert run.server.memory.rounds.tolist() == [2, 1, 2, 2]
+    for rows, k in ((run.server.memory.kept, 1), (run.server.memory.kept, 2)):
+        assert all((np.asarray(row[k]) == kept).all() for row, kept in zip(rows, kept_of(run, k), strict=True))
+
+
+def test_the_choice_is_that_of_the_scores(vgg):
+    config, (task, narrow) = vgg
+    run = begin(config, "vgg", True, (task, narrow))
+    model = jax.device_get(run.server.model)
+    # Eight channels of the first layer get norm parameters far above the others'.
+    wanted = [3, 7, 8, 12, 17, 20, 21, 31]
+    scale = np.full(32, 1e-3, np.float32)
+    scale[wanted] = 1.0
+    model["params"]["trunk"]["bn1_1"]["scale"] = scale
+    run.server = run.server._replace(model=jax.tree.map(jnp.array, model))
+    run.round([2])
+    assert np.flatnonzero(kept_of(run, 2)[0]).tolist() == wanted
+
+
+def test_bytes_fall_with_the_square_of_the_capacity(vgg):
+    config, tasks = vgg
+    run = begin(config, "vgg", True, tasks)
+    run.round()
+    held = [c.mask for c in run.clients]
+    upload, states, _ = run.round()
+    sizes = []
+    for k, (one, message) in enumerate(
+        zip(rounds.unstack(upload, 4), [run.engine.download(run.server, np.int32(k)) for k in range(4)], strict=True)
+    ):
+        up = exchange.pack(one.model, one.mask, one.scalars, held[k])
+        down = exchange.pack(jax.device_get(message.model), jax.device_get(message.mask), {}, run.clients[k].mask)
+        values = sum(int(leaf.sum()) for leaf in jax.tree.leaves(one.mask))
+        # Float32, a little compressed, and nothing but header and checksum beside.
+        assert all(3.2 * values < len(payload) < 4 * values + 1500 for payload in (up, down))
+        sizes.append(values)
+    # The second convolution falls with the square; first, classifier and norms with the share, three biases stay.
+    assert sizes == [9 * n * n + (9 + 3 + 2 * 4) * n + 3 for n in (32, 16, 8, 32)]
+
+
+def aggregated(fill, accepted=(True, True)):
+    """Two clients of 10 and 30 images that hold channels 0 and 1, and channel 0, of three; the server's entries are 9."""
+    method = make_method(config_of("cahfp", method__hfp__fill=fill).method)
+    spec = SPECS["vgg"]
+    trunk = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 9.0), jax.eval_shape(lambda: spec.init(
+        jax.random.key(0), 16, 16)))  # fmt: skip
+    model = {"params": {"trunk": trunk["params"]}, "batch_stats": {"trunk": trunk["batch_stats"]}}
+    groups = channels.channel_groups(model)
+    masks = [
+        channels.structured_mask(model, groups, [np.arange(group.width) < count for group in groups]) for count in (2, 1)
+    ]
+    models = [jax.tree.map(lambda m, x=x: jnp.where(m, x, 0.0), mask) for mask, x in zip(masks, (1.0, 5.0), strict=True)]
+    if not accepted[1]:
+        models[1] = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), models[1])
+    server = rounds.ServerState(model, method.server_memory(model, 3), jnp.int32(0))
+    stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in (models, masks)]
+    uploads = Uploads(*stacked, {"images": jnp.array([10.0, 30.0])}, np.array([2, 0]), np.array(accepted))
+    after, logs = method.aggregate(server, uploads, ServerContext())
+    scales = [np.asarray(after.model[kind]["trunk"]["bn1_1"][leaf])[:3].tolist() for kind, leaf in (
+        ("params", "scale"), ("batch_stats", "mean"))]  # fmt: skip
+    assert scales[0] == scales[1], "statistics are filled like weights"
+    return scales[0], after, logs, server
+
+
+def test_reconstruction_by_hand():
+    # Channel 0: 0.25 * 1 + 0.75 * 5 = 4. Channel 1: client 2's alone, or 0.25 * 1 + 0.75 * 9, or 0.25 * 1.
+    assert aggregated("coverage")[0] == [4.0, 1.0, 9.0]
+    assert aggregated("global")[0] == [4.0, 7.0, 9.0]
+    assert aggregated("zeros")[0] == [4.0, 0.25, 0.0]
+
+
+@pytest.mark.parametrize("fill", ["coverage", "global", "zeros"])
+def test_a_refused_upload_leaves_no_trace(fill):
+    values, after, logs, server = aggregated(fill, accepted=(True, False))
+    assert values == {"coverage": [1.0, 1.0, 9.0], "global": [1.0, 1.0, 9.0], "zeros": [1.0, 1.0, 0.0]}[fill]
+    assert logs["weight"].tolist() == [1.0, 0.0]
+    assert after.memory.rounds.tolist() == [0, 0, 1]
+    for new, old in zip(after.memory.kept, server.memory.kept, strict=True):
+        assert (new[:2] == old[:2]).all() and np.flatnonzero(new[2]).tolist() == [0, 1]
+    _, all_refused, _, server = aggregated(fill, accepted=(False, False))
+    assert flat(all_refused.model)["params/trunk/bn1_1/scale"].tolist() == [9.0] * 32
+
+
+def test_a_narrow_task_of_other_widths_is_refused():
+    config = config_of("cahfp")
+    task, narrow = tasks_of(config, "vgg")
+    with pytest.raises(InputError, match=r"network for 0\.5 of the channels: .* is not \("):
+        rounds.make_engine(task, make_method(config.method), epochs=1, narrow=[task] * 3)
+    with pytest.raises(InputError, match="2 narrow tasks; give one for each class"):
+        rounds.make_engine(task, make_method(config.method), epochs=1, narrow=narrow[:2])
+    assert BASE["method__capacity__shares"].count(",") == 2
