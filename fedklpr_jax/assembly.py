@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 
+from fedklpr_jax.console import Console
 from fedklpr_jax.data import folder, labelled, partition, shapes, synthetic
 from fedklpr_jax.data.public import public_pixels
 from fedklpr_jax.data.scenario import split_sites
@@ -17,27 +19,36 @@ from fedklpr_jax.data.site import Site, pooled
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Method, Task
 from fedklpr_jax.methods import make_method
-from fedklpr_jax.metrics import Console
 from fedklpr_jax.models.spec import ModelSpec, make_spec
 from fedklpr_jax.pretrain import starting_trunk
 from fedklpr_jax.round import Engine, make_engine
-from fedklpr_jax.tasks import classification, supervised, unsupervised
+from fedklpr_jax.tasks import bottom_up, classification, supervised, unsupervised
 from fedklpr_jax.tasks.classification import Share
 from fedklpr_jax.tasks.reid import Exam, public_images
+from fedklpr_jax.trees import PyTree
 
 CLASSIFICATION_ONLY = ("cnn", "vgg11", "vgg16", "vgg11_thin", "resnet18_cifar", "resnet_cifar_thin")
 
 
+class Dealt(NamedTuple):
+    """A data set for classification and the rows that each client has of it."""
+
+    data: labelled.Labelled
+    shares: Sequence[Share]
+
+
 @dataclasses.dataclass(frozen=True)
 class Federation:
-    """What does not change during a run: `exams` are the pictures of each of the task's tests (re-ID), `notes` what the
-    user should know of the data, `lines` what each client holds."""
+    """What does not change during a run: `exams` are the pictures of each of the task's tests (re-ID), `dealt` the data
+    set with each client's rows (classification), `notes` what the user should know of the data, `lines` what each
+    client holds."""
 
     config: ml_collections.ConfigDict
     exams: Sequence[Site]
     engine: Engine
     notes: tuple[str, ...]
     lines: tuple[str, ...] = ()
+    dealt: Dealt | None = None
 
     @property
     def task(self) -> Task:
@@ -177,7 +188,11 @@ def make_federation(config: ml_collections.ConfigDict, console: Console) -> Fede
     return build(config, console)
 
 
-def _engine(config: ml_collections.ConfigDict, task: Task, method: Method) -> Engine:
+def _engine(
+    config: ml_collections.ConfigDict, task: Task, method: Method, spec: ModelSpec, make_task: Callable[..., Task]
+) -> Engine:
+    """The engine of `task`; where devices differ and clients train networks of their own size, also of theirs."""
+    compact = method.capacity if config.method.capacity.form == "compact" else None
     return make_engine(
         task,
         method,
@@ -186,6 +201,7 @@ def _engine(config: ml_collections.ConfigDict, task: Task, method: Method) -> En
         chunk=config.client_chunk,
         devices=config.devices,
         clients=participation_count(len(task.clients), config.participation),
+        narrow=[make_task(narrow) for narrow in compact.specs(spec)] if compact else (),
     )
 
 
@@ -203,14 +219,20 @@ def _classification(config: ml_collections.ConfigDict, console: Console) -> Fede
     data = load_labelled(config)
     shares = deal(data.labels, config.data)
     spec = model_spec(config)
-    task = classification.make_task(data, shares, spec, config, pooled=method.name == "centralised")
+
+    def make_task(spec: ModelSpec) -> Task:
+        return classification.make_task(data, shares, spec, config, pooled=method.name == "centralised")
+
+    task = make_task(spec)
     counts = [int(client.images) for client in task.clients]
     tested = [len(share.test) for share in shares]
     lines = (
         f"{len(task.clients)} clients: {min(counts)} to {max(counts)} images to train on, "
         f"{min(tested)} to {max(tested)} to test on, {len(data.classes)} classes",
     )
-    return Federation(config, (), _engine(config, task, method), data.refused, lines)
+    return Federation(
+        config, (), _engine(config, task, method, spec, make_task), data.refused, lines, Dealt(data, shares)
+    )
 
 
 def _reid(config: ml_collections.ConfigDict, console: Console) -> Federation:
@@ -223,9 +245,11 @@ def _reid(config: ml_collections.ConfigDict, console: Console) -> Federation:
     spec = model_spec(config)
     method = make_method(config.method, names)
     labels = config.task.name == "supervised"
-    if not labels:
-        # A name that is no client's is told before the starting weights are trained.
+    # A name that is no client's is told before the starting weights are trained.
+    if config.task.name == "unsupervised":
         unsupervised.parse_copies(config.data.copies, names)
+    if config.task.name == "bottom_up":
+        bottom_up.parse_identities(config.bottom_up.identities, names)
     trunk = starting_trunk(config, spec, cache_directory("", "weights"), console)
     exams = [Exam(site, client) for client, site in enumerate(sites)]
     if method.name == "centralised":
@@ -234,13 +258,14 @@ def _reid(config: ml_collections.ConfigDict, console: Console) -> Federation:
         exams, sites = [Exam(site, 0) for site in sites], [pooled(sites, "all")]
     exams += [Exam(site, None) for site in unseen]
 
-    def make_task(spec: ModelSpec) -> Task:
+    def make_task(spec: ModelSpec, trunk: PyTree | None = None) -> Task:
         if labels:
             union = not method.is_local("params/classifier/kernel")
             return supervised.make_task(sites, spec, config, union=union, trunk=trunk, exams=exams)
-        return unsupervised.make_task(sites, spec, config, trunk=trunk, exams=exams)
+        kind = bottom_up if config.task.name == "bottom_up" else unsupervised
+        return kind.make_task(sites, spec, config, trunk=trunk, exams=exams)
 
-    task = make_task(spec)
+    task = make_task(spec, trunk)
     if method.needs_public:
         task = dataclasses.replace(task, public=public_images(public_pixels(config.data, names), spec))
     if labels:
@@ -255,8 +280,9 @@ def _reid(config: ml_collections.ConfigDict, console: Console) -> Federation:
     ]
     lines += [f"{site.name}: nobody trains on it, {len(site.query)} queries" for site in unseen]
     return Federation(
-        config, [exam.site for exam in exams], _engine(config, task, method), tuple(notes), tuple(lines)
-    )
+        config, [exam.site for exam in exams], _engine(config, task, method, spec, make_task), tuple(notes),
+        tuple(lines),
+    )  # fmt: skip
 
 
 def participation_count(clients: int, share: float) -> int:

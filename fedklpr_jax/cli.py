@@ -110,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def job() -> None:
         # Imported late, so that a typing error is answered at once.
-        from fedklpr_jax import metrics, train
+        from fedklpr_jax import console, train
 
-        train.run(config, metrics.Console(), command)
+        train.run(config, console.Console(), command)
 
     return interruptible(job, lambda: f"Go on with the same command: {command}")

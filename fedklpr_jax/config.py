@@ -6,99 +6,32 @@ tasks need different values a setting is empty until `resolved` gives it the one
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 
 from fedklpr_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """A setting: its default (a `ByTask` where tasks differ), what it means, and a test of its value with the words for
-    what would be right."""
-
-    default: Any
-    meaning: str
-    right: str = ""
-    test: Callable[[Any], bool] = lambda value: True
-
-    @property
-    def type(self) -> type:
-        """What a value of this setting must be."""
-        return type(self.default.supervised if isinstance(self.default, ByTask) else self.default)
-
-
-@dataclasses.dataclass(frozen=True)
-class ByTask:
-    """The defaults of a setting in which the tasks differ: of both re-ID tasks, and of classification (None = as in
-    supervised re-ID)."""
-
-    supervised: Any
-    unsupervised: Any
-    classification: Any = None
-
-    def of(self, task: str) -> Any:
-        """The default for the task of that name."""
-        if task == "classification":
-            return self.supervised if self.classification is None else self.classification
-        return self.supervised if task == "supervised" else self.unsupervised
-
-
-def _at_least(low: float) -> tuple[str, Callable[[Any], bool]]:
-    return f"a number from {low:g}", lambda value: math.isfinite(value) and value >= low
-
-
-def _between(low: float, high: float) -> tuple[str, Callable[[Any], bool]]:
-    return f"a number from {low:g} to {high:g}", lambda value: math.isfinite(value) and low <= value <= high
-
-
-def _above(low: float) -> tuple[str, Callable[[Any], bool]]:
-    return f"a number above {low:g}", lambda value: math.isfinite(value) and value > low
-
-
-def _copies(value: str) -> bool:
-    pairs = [entry.strip().rpartition(":") for entry in value.split(",")]
-    return all(
-        bool(name) == bool(colon) and count.isdecimal() and 1 <= int(count) <= 100 for name, colon, count in pairs
-    )
-
-
-def _identities(value: str) -> bool:
-    pairs = [entry.strip().rpartition(":") for entry in value.split(",")] if value else []
-    return all(bool(name) == bool(colon) and _positive(number) for name, colon, number in pairs)
-
-
-def _positive(text: str) -> bool:
-    return text.replace(".", "", 1).isdecimal() and float(text) > 0
-
-
-def _layers(value: str) -> bool:
-    return all(name.strip().isidentifier() for name in value.split(","))
-
-
-def _shares(value: str) -> bool:
-    try:
-        return all(0 < float(share) <= 1 for share in value.split(","))
-    except ValueError:
-        return False
-
-
-def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
-    return "one of " + ", ".join(names), lambda value: value in names
-
+from fedklpr_jax.fields import (
+    ByTask,
+    Field,
+    above,
+    at_least,
+    between,
+    copies,
+    identities,
+    layers,
+    one_of,
+    shares,
+)
 
 FIELDS: dict[str, Field] = {
     "name": Field("", "name of the run; empty = the method's", "a name without / in it",
                   lambda v: v not in (".", "..") and "/" not in v),
     "out": Field("", "directory of the results; empty = runs/<name>"),
-    "seed": Field(0, "everything random is a function of it", *_between(0, 2**31 - 1)),
-    "rounds": Field(ByTask(12, 8, 20), "communication rounds T", *_at_least(1)),
-    "epochs": Field(2, "local epochs E of a round, and of the 'after' column", *_at_least(1)),
-    "participation": Field(1.0, "share of the clients in each round, at least one", *_above(0)),
+    "seed": Field(0, "everything random is a function of it", *between(0, 2**31 - 1)),
+    "rounds": Field(ByTask(12, 8, 20), "communication rounds T", *at_least(1)),
+    "epochs": Field(2, "local epochs E of a round, and of the 'after' column", *at_least(1)),
+    "participation": Field(1.0, "share of the clients in each round, at least one", *above(0)),
     "data.source": Field("synthetic", "where pictures come from: drawn, a folder, or (classification) a TFDS data set",
                          "synthetic, folder or tfds:NAME",
                          lambda v: v in ("synthetic", "folder") or (v.startswith("tfds:") and len(v) > 5)),
@@ -106,160 +39,160 @@ FIELDS: dict[str, Field] = {
                        "with an .npz of images and labels, or a sub-folder of pictures a class; tfds: where sets lie"),
     "data.clients": Field("", "re-ID: comma-separated clients by name, in this order; empty = all there are"),
     "data.unseen": Field("", "re-ID: comma-separated sites that nobody trains on, to test the server's model on"),
-    "data.count": Field(10, "classification: how many clients share the data set", *_at_least(1)),
-    "data.partition": Field("dirichlet", "classification: how it is dealt", *_one_of("dirichlet", "shards")),
-    "data.alpha": Field(0.5, "dirichlet: concentration; small = few classes a client", *_above(0)),
-    "data.least": Field(10, "dirichlet: images a client has at least [S FedOBP]", *_at_least(4)),
-    "data.shards": Field(2, "shards: pieces, sorted by class, that a client gets", *_at_least(1)),
+    "data.count": Field(10, "classification: how many clients share the data set", *at_least(1)),
+    "data.partition": Field("dirichlet", "classification: how it is dealt", *one_of("dirichlet", "shards")),
+    "data.alpha": Field(0.5, "dirichlet: concentration; small = few classes a client", *above(0)),
+    "data.least": Field(10, "dirichlet: images a client has at least [S FedOBP]", *at_least(4)),
+    "data.shards": Field(2, "shards: pieces, sorted by class, that a client gets", *at_least(1)),
     "data.test": Field(0.25, "classification: share of each client's images it is tested on [S FedOBP]",
-                       *_between(0.01, 0.9)),
+                       *between(0.01, 0.9)),
     "data.validation": Field(0.1, "classification: share of the others held out for validation scores; 0 = none, "
-                             "where no method reads them", *_between(0, 0.9)),
+                             "where no method reads them", *between(0, 0.9)),
     "data.seed": Field(0, "seed of the drawn people and sites, and of partition and test split",
-                       *_between(0, 2**31 - 1)),
-    "data.height": Field(64, "image height in pixels", *_between(16, 1024)),
-    "data.width": Field(32, "image width in pixels", *_between(16, 1024)),
+                       *between(0, 2**31 - 1)),
+    "data.height": Field(64, "image height in pixels", *between(16, 1024)),
+    "data.width": Field(32, "image width in pixels", *between(16, 1024)),
     "data.cache": Field("", "folder source: directory for decoded pictures; empty = the user's cache directory"),
     "data.scenario": Field("dataset", "re-ID: a client is a site, one camera of a site, or a share of a site's people "
-                           "[S FedReID]", *_one_of("dataset", "camera", "identity")),
+                           "[S FedReID]", *one_of("dataset", "camera", "identity")),
     "data.identity_clients": Field(2, "identity scenario: clients that a site's people are dealt to [S FedReID]",
-                                   *_at_least(2)),
+                                   *at_least(2)),
     "data.public": Field("", "the server's unlabelled pictures, where a method reads some: a folder, in re-ID layout "
                          "or plain, whose people are no client's (never market1501_mini beside mars_mini, which share "
                          "theirs); empty = drawn people of no client"),
     "data.public_images": Field(256, "how many pictures are drawn for the server", "a multiple of 32 from 32",
                                 lambda v: v >= 32 and v % 32 == 0),
     "data.copies": Field("2", "unsupervised: IDE, how often each picture counts, so that a person has about 20 [S]",
-                         "a count from 1 to 100, or one for all and those of clients, such as 2,viper:10", _copies),
-    "data.flip": Field(ByTask(0.5, 0.5, 0.0), "probability of mirroring a training image", *_between(0, 1)),
-    "data.pad": Field(ByTask(4, 4, 0), "pixels a training image is shifted by at most", *_between(0, 64)),
+                         "a count from 1 to 100, or one for all and those of clients, such as 2,viper:10", copies),
+    "data.flip": Field(ByTask(0.5, 0.5, 0.0), "probability of mirroring a training image", *between(0, 1)),
+    "data.pad": Field(ByTask(4, 4, 0), "pixels a training image is shifted by at most", *between(0, 64)),
     "data.erase": Field(ByTask(0.3, 0.3, 0.0), "probability of erasing a rectangle of a training image",
-                        *_between(0, 1)),
+                        *between(0, 1)),
     "model.arch": Field(ByTask("thin", "thin", "cnn"), "network; cnn, vgg* and *cifar* are for classification",
-                        *_one_of("thin", "resnet18", "resnet34", "resnet50", "cnn", "vgg11", "vgg16", "vgg11_thin",
+                        *one_of("thin", "resnet18", "resnet34", "resnet50", "cnn", "vgg11", "vgg16", "vgg11_thin",
                                  "resnet18_cifar", "resnet_cifar_thin")),
-    "model.pooling": Field("avg", "global pooling: average or generalised mean", *_one_of("avg", "gem")),
-    "model.embedding": Field(0, "width of FedReID's embedding block; 0 = BNNeck on the pooled feature", *_at_least(0)),
-    "model.dropout": Field(0.5, "dropout of the embedding block", *_between(0, 0.95)),
+    "model.pooling": Field("avg", "global pooling: average or generalised mean", *one_of("avg", "gem")),
+    "model.embedding": Field(0, "width of FedReID's embedding block; 0 = BNNeck on the pooled feature", *at_least(0)),
+    "model.dropout": Field(0.5, "dropout of the embedding block", *between(0, 0.95)),
     "model.dtype": Field("float32", "arithmetic of the forward pass; parameters stay float32",
-                         *_one_of("float32", "bfloat16")),
+                         *one_of("float32", "bfloat16")),
     "model.convolution": Field("auto", "patches + matmul, XLA's own, or what suits the backend",
-                               *_one_of("auto", "patches", "stock")),
+                               *one_of("auto", "patches", "stock")),
     "model.weights": Field(ByTask("random", "synthetic"), "where the trunk starts: random, synthetic (trained with "
                            "labels on drawn sites of no client, cached), or a weight file (.npz)",
                            "random, synthetic or the path of an .npz file",
                            lambda v: v in ("random", "synthetic") or v.endswith(".npz")),
     "task.name": Field("unsupervised", "the learning problem",
-                       *_one_of("supervised", "unsupervised", "bottom_up", "classification")),
-    "task.batch": Field(32, "classification: images in a batch", *_at_least(1)),
-    "task.people": Field(8, "P: identities, or proxies, in a batch", *_at_least(2)),
-    "task.shots": Field(4, "K: images of each of them", *_at_least(2)),
-    "task.smoothing": Field(0.1, "supervised: label smoothing of the identity loss", *_between(0, 0.99)),
-    "task.identity": Field(1.0, "supervised: weight of the identity cross-entropy; 0 switches it off", *_at_least(0)),
-    "task.triplet": Field(1.0, "supervised: weight of the batch-hard triplet loss; 0 switches it off", *_at_least(0)),
-    "task.margin": Field(0.3, "supervised: margin of the triplet loss", *_at_least(0)),
-    "cluster.k1": Field(20, "pseudo labels: neighbours that make the reciprocal sets [S]", *_between(1, 1000)),
-    "cluster.k2": Field(6, "pseudo labels: neighbours whose encodings are averaged [S]", *_between(1, 1000)),
+                       *one_of("supervised", "unsupervised", "bottom_up", "classification")),
+    "task.batch": Field(32, "classification: images in a batch", *at_least(1)),
+    "task.people": Field(8, "P: identities, or proxies, in a batch", *at_least(2)),
+    "task.shots": Field(4, "K: images of each of them", *at_least(2)),
+    "task.smoothing": Field(0.1, "supervised: label smoothing of the identity loss", *between(0, 0.99)),
+    "task.identity": Field(1.0, "supervised: weight of the identity cross-entropy; 0 switches it off", *at_least(0)),
+    "task.triplet": Field(1.0, "supervised: weight of the batch-hard triplet loss; 0 switches it off", *at_least(0)),
+    "task.margin": Field(0.3, "supervised: margin of the triplet loss", *at_least(0)),
+    "cluster.k1": Field(20, "pseudo labels: neighbours that make the reciprocal sets [S]", *between(1, 1000)),
+    "cluster.k2": Field(6, "pseudo labels: neighbours whose encodings are averaged [S]", *between(1, 1000)),
     "cluster.eps": Field(0.5, "pseudo labels: radius of DBSCAN on the Jaccard distance [S]",
                          "a number above 0 and below 1", lambda v: 0 < v < 1),
-    "cluster.min_samples": Field(4, "pseudo labels: neighbours, itself included, of a core point [S]", *_at_least(1)),
+    "cluster.min_samples": Field(4, "pseudo labels: neighbours, itself included, of a core point [S]", *at_least(1)),
     "cluster.where": Field("auto", "clustering inside the compiled round, on the host, or the faster one here",
-                           *_one_of("auto", "host", "traced")),
-    "bottom_up.batch": Field(16, "bottom_up: images in a batch [S]", *_at_least(2)),
-    "bottom_up.first_epochs": Field(20, "bottom_up: local epochs of round 0, in which every image is a cluster; 0 = as "
-                                    "in the others [S: 20]", *_at_least(0)),
+                           *one_of("auto", "host", "traced")),
+    "bottom_up.batch": Field(16, "bottom_up: images in a batch [S]", *at_least(2)),
+    "bottom_up.first_epochs": Field(1, "bottom_up: local epochs of round 0, in which every image is a cluster; 0 = as "
+                                    "in the others [S: 20]", *at_least(0)),
     "bottom_up.first_decay_from": Field(16, "bottom_up: epoch of round 0 from which the step is a tenth [S]",
-                                        *_at_least(0)),
-    "bottom_up.first": Field(0.1, "bottom_up: factor on the step size in round 0 [S: 10, of 0.01]", *_above(0)),
+                                        *at_least(0)),
+    "bottom_up.first": Field(0.1, "bottom_up: factor on the step size in round 0 [S: 10, of 0.01]", *above(0)),
     "bottom_up.merge": Field(0.05, "bottom_up: pairs of clusters merged a round, as a share of the images [S]",
-                             *_between(0, 1)),
+                             *between(0, 1)),
     "bottom_up.identities": Field("", "bottom_up: personalised clustering: people at a client, so that merges = (images"
                                   " - people) / rounds [S]; below 1 a share of its images; empty = bottom_up.merge",
                                   "a number above 0, or one for all and those of clients, such as 0.1,viper:316",
-                                  _identities),
+                                  identities),
     "bottom_up.size": Field(0.003, "bottom_up: lambda, what an image of two clusters adds to their distance [S]",
-                            *_at_least(0)),
-    "bottom_up.scale": Field(10.0, "bottom_up: factor on the similarities to the clusters [S]", *_above(0)),
+                            *at_least(0)),
+    "bottom_up.scale": Field(10.0, "bottom_up: factor on the similarities to the clusters [S]", *above(0)),
     "bottom_up.early": Field(True, "bottom_up: personalised epoch: it ends when a batch is all right or the running "
                              "precision exceeds 0.95 [S]"),
-    "contrast.intra": Field(0.6, "weight of the contrast within the own camera [S]", *_at_least(0)),
-    "contrast.inter": Field(0.7, "weight of the contrast across cameras [S]", *_at_least(0)),
+    "contrast.intra": Field(0.6, "weight of the contrast within the own camera [S]", *at_least(0)),
+    "contrast.inter": Field(0.7, "weight of the contrast across cameras [S]", *at_least(0)),
     "contrast.online": Field(0.7, "[C] weight of O2CAP's online association; 0 switches it off, as published",
-                             *_at_least(0)),
-    "contrast.temperature": Field(0.07, "tau of both contrasts [S]", *_above(0)),
-    "contrast.negatives": Field(50, "most similar other proxies that a sample is set against [S]", *_at_least(1)),
-    "contrast.momentum": Field(0.2, "share a proxy keeps when a sample moves it [S]", *_between(0, 1)),
-    "optimizer.name": Field("adam", "local optimiser, started afresh every round", *_one_of("adam", "sgd")),
-    "optimizer.learning_rate": Field(ByTask(4e-3, 1e-3, 1e-3), "step size", *_above(0)),
-    "optimizer.momentum": Field(0.9, "momentum of sgd", *_between(0, 0.9999)),
+                             *at_least(0)),
+    "contrast.temperature": Field(0.07, "tau of both contrasts [S]", *above(0)),
+    "contrast.negatives": Field(50, "most similar other proxies that a sample is set against [S]", *at_least(1)),
+    "contrast.momentum": Field(0.2, "share a proxy keeps when a sample moves it [S]", *between(0, 1)),
+    "optimizer.name": Field("adam", "local optimiser, started afresh every round", *one_of("adam", "sgd")),
+    "optimizer.learning_rate": Field(ByTask(4e-3, 1e-3, 1e-3), "step size", *above(0)),
+    "optimizer.momentum": Field(0.9, "momentum of sgd", *between(0, 0.9999)),
     "optimizer.nesterov": Field(True, "whether sgd looks ahead"),
-    "optimizer.weight_decay": Field(5e-4, "added to the gradient as L2", *_at_least(0)),
-    "optimizer.backbone": Field(1.0, "factor on the step size of the trunk (FedReID: 0.1)", *_above(0)),
-    "optimizer.decay_from": Field(0.67, "share of the rounds after which the step size falls", *_between(0, 1)),
-    "optimizer.decay": Field(0.2, "factor it falls by", *_between(0, 1)),
-    "last.epochs": Field(0, "local epochs of the last round; 0 = as in the others [S FedCAPR: 50]", *_at_least(0)),
-    "last.warmup": Field(5, "first epochs of a long last round, in which the step size rises [S]", *_at_least(0)),
+    "optimizer.weight_decay": Field(5e-4, "added to the gradient as L2", *at_least(0)),
+    "optimizer.backbone": Field(1.0, "factor on the step size of the trunk (FedReID: 0.1)", *above(0)),
+    "optimizer.decay_from": Field(0.67, "share of the rounds after which the step size falls", *between(0, 1)),
+    "optimizer.decay": Field(0.2, "factor it falls by", *between(0, 1)),
+    "last.epochs": Field(0, "local epochs of the last round; 0 = as in the others [S FedCAPR: 50]", *at_least(0)),
+    "last.warmup": Field(5, "first epochs of a long last round, in which the step size rises [S]", *at_least(0)),
     "last.decay_every": Field(20, "epochs of a long last round after which the step size falls to a tenth [S]",
-                              *_at_least(1)),
-    "client_map": Field("map", "how clients are mapped", *_one_of("map", "vmap", "pmap", "loop")),
-    "client_chunk": Field(0, "vmap: clients at once; 0 = all", *_at_least(0)),
-    "devices": Field(0, "devices that share the clients; 0 = all", *_at_least(0)),
-    "wire.dtype": Field("float32", "values on the wire: float32 is lossless", *_one_of("float32", "bfloat16")),
-    "eval.every": Field(3, "rounds between evaluations on the test images (shown, never used)", *_at_least(1)),
+                              *at_least(1)),
+    "client_map": Field("map", "how clients are mapped", *one_of("map", "vmap", "pmap", "loop")),
+    "client_chunk": Field(0, "vmap: clients at once; 0 = all", *at_least(0)),
+    "devices": Field(0, "devices that share the clients; 0 = all", *at_least(0)),
+    "wire.dtype": Field("float32", "values on the wire: float32 is lossless", *one_of("float32", "bfloat16")),
+    "eval.every": Field(3, "rounds between evaluations on the test images (shown, never used)", *at_least(1)),
     "eval.after": Field(False, "also evaluate after local fine-tuning, each time"),
     "eval.rerank": Field(False, "k-reciprocal re-ranking of the test lists (k1 20, k2 6, lambda 0.3)"),
-    "eval.average_precision": Field("standard", "the usual AP, or FedReID's", *_one_of("standard", "trapezoidal")),
-    "checkpoint.keep": Field(2, "checkpoints kept", *_at_least(1)),
-    "checkpoint.every": Field(1, "rounds between checkpoints", *_at_least(1)),
+    "eval.average_precision": Field("standard", "the usual AP, or FedReID's", *one_of("standard", "trapezoidal")),
+    "checkpoint.keep": Field(2, "checkpoints kept", *at_least(1)),
+    "checkpoint.every": Field(1, "rounds between checkpoints", *at_least(1)),
     "compilation_cache": Field("", "directory for compiled programs; empty = the user's cache directory"),
     "method.name": Field("fedklpr", "the method",
-                         *_one_of("fedklpr", "fedcapr", "fedavg", "fedpav", "fedprox", "local", "centralised",
+                         *one_of("fedklpr", "fedcapr", "fedavg", "fedpav", "fedprox", "local", "centralised",
                                   "fedobp", "fedper", "fedreid", "fedrep", "subfedavg", "lotteryfl", "fedureid",
                                   "cahfp", "heterofl")),
     "method.ureid.mu": Field(0.5, "[C] FedUReID: mu, share of its own model in what a client starts from [S: mu own + "
-                             "(1 - mu) global]", *_between(0, 1)),
-    "method.prox.mu": Field(0.01, "FedProx: weight of the proximal term", *_at_least(0)),
+                             "(1 - mu) global]", *between(0, 1)),
+    "method.prox.mu": Field(0.01, "FedProx: weight of the proximal term", *at_least(0)),
     "method.reid.cdw": Field(True, "FedReID: clients weigh as far as their logits turned, else by their images [S]"),
     "method.reid.distill_every": Field(3, "[C] FedReID: rounds between distillations on the public pictures; 0 = none "
-                                       "[S: 10 of 300]", *_at_least(0)),
-    "method.reid.distill_rate": Field(5e-4, "FedReID: step size of the distillation [S]", *_above(0)),
+                                       "[S: 10 of 300]", *at_least(0)),
+    "method.reid.distill_rate": Field(5e-4, "FedReID: step size of the distillation [S]", *above(0)),
     "method.reid.cluster": Field(False, "FedReID: one model a cluster of clients, for which distillation is off [S]"),
     "method.reid.cloud_every": Field(0, "FedReID: rounds after which the cloud averages the edges, one a site, each "
-                                     "over its own clients; 0 = no edges", *_at_least(0)),
+                                     "over its own clients; 0 = no edges", *at_least(0)),
     "method.per.layers": Field(ByTask("classifier", "bnneck"), "FedPer: layers that stay at the client: the classifier "
                                "[S], or this and the last blocks; without one the neck [C]",
-                               "parts of paths, such as classifier,layer4_0", _layers),
+                               "parts of paths, such as classifier,layer4_0", layers),
     "method.rep.layers": Field(ByTask("classifier", "bnneck"), "FedRep: the head, which stays at the client: the "
                                "classifier [S]; without one the neck [C]",
-                               "parts of paths, such as classifier,bnneck", _layers),
+                               "parts of paths, such as classifier,bnneck", layers),
     "method.rep.head_epochs": Field(1, "FedRep: first local epochs, which train the head alone; the others train the "
-                                    "body alone [S: 10 of 11]", *_at_least(1)),
+                                    "body alone [S: 10 of 11]", *at_least(1)),
     "method.sub.local": Field(ByTask("classifier", "", ""), "Sub-FedAvg: layers that stay at the client: none [S], in "
                               "re-ID the classifier [C]", "parts of paths, such as classifier,bnneck, or nothing",
-                              lambda v: v == "" or _layers(v)),
+                              lambda v: v == "" or layers(v)),
     "method.sub.step": Field(0.1, "Sub-FedAvg: p, share of the alive weights of a layer that a step removes [S]",
-                             *_between(0, 1)),
-    "method.sub.target": Field(0.3, "Sub-FedAvg: pruned share that pruning stops at [S]", *_between(0, 1)),
+                             *between(0, 1)),
+    "method.sub.target": Field(0.3, "Sub-FedAvg: pruned share that pruning stops at [S]", *between(0, 1)),
     "method.sub.eps": Field(1e-4, "Sub-FedAvg: Hamming distance of the first and the last epoch's mask that a step "
-                            "needs [S]", *_between(0, 1)),
+                            "needs [S]", *between(0, 1)),
     "method.sub.threshold": Field(0.5, "Sub-FedAvg: validation score (accuracy or mAP) that a pruned model needs [S]",
-                                  *_between(0, 1)),
+                                  *between(0, 1)),
     "method.lottery.local": Field(ByTask("classifier", "", ""), "LotteryFL: layers that stay at the client: none [S], "
                                   "in re-ID the classifier [C]",
                                   "parts of paths, such as classifier,bnneck, or nothing",
-                                  lambda v: v == "" or _layers(v)),
+                                  lambda v: v == "" or layers(v)),
     "method.lottery.step": Field(0.2, "LotteryFL: p, share of the alive weights of a layer that a step removes [S]",
-                                 *_between(0, 1)),
+                                 *between(0, 1)),
     "method.lottery.start": Field(0.2, "LotteryFL: validation score (accuracy or mAP) of the download that a step "
-                                  "needs [S]", *_between(0, 1)),
+                                  "needs [S]", *between(0, 1)),
     "method.lottery.end": Field(0.1, "LotteryFL: remaining rate at which pruning ends [S: 0.1 or 0.5]",
-                                *_between(0, 1)),
+                                *between(0, 1)),
     "method.capacity.shares": Field("1.0,0.8,0.6,0.4", "CA-HFP, HeteroFL: share of the channels of each layer that a "
                                     "class of devices trains; client k is of class k modulo their number",
-                                    "comma-separated shares above 0, at most 1, such as 1.0,0.5", _shares),
-    "method.capacity.min_channels": Field(8, "CA-HFP, HeteroFL: channels that a layer keeps at least", *_at_least(1)),
+                                    "comma-separated shares above 0, at most 1, such as 1.0,0.5", shares),
+    "method.capacity.min_channels": Field(8, "CA-HFP, HeteroFL: channels that a layer keeps at least", *at_least(1)),
     "method.capacity.form": Field("compact", "clients train networks of their own size, or the whole one under masks: "
-                                  "the same numbers up to rounding", *_one_of("compact", "masked")),
+                                  "the same numbers up to rounding", *one_of("compact", "masked")),
     "method.capacity.local": Field(ByTask("classifier", "", ""), "CA-HFP, HeteroFL: what stays at the client: nothing "
                                    "[S HeteroFL], in re-ID the classifier [C]",
                                    "some of classifier,bnneck,batch_stats, or nothing",
@@ -267,51 +200,51 @@ FIELDS: dict[str, Field] = {
                                                                                    "batch_stats"}),
     "method.hfp.score": Field(ByTask("curvature", "magnitude", "curvature"), "[C] CA-HFP: what a channel matters: "
                               "expected change of the loss, or (without labels) its squared weights",
-                              *_one_of("curvature", "magnitude")),
+                              *one_of("curvature", "magnitude")),
     "method.hfp.refresh": Field(0, "[C] CA-HFP: a client chooses its channels anew every so many of its rounds, each "
-                                "time from the whole model; 0 = in its first alone", *_at_least(0)),
+                                "time from the whole model; 0 = in its first alone", *at_least(0)),
     "method.hfp.fill": Field("coverage", "[C] CA-HFP: channels a client did not train are left out of the mean, or "
-                             "count as the global ones, or as zeros", *_one_of("coverage", "global", "zeros")),
+                             "count as the global ones, or as zeros", *one_of("coverage", "global", "zeros")),
     "method.hetero.weights": Field("equal", "HeteroFL: clients count alike [S], or by their images",
-                                   *_one_of("equal", "images")),
-    "method.capr.weight": Field(0.13, "FedCAPR: weight of the cosine penalty [S]", *_at_least(0)),
+                                   *one_of("equal", "images")),
+    "method.capr.weight": Field(0.13, "FedCAPR: weight of the cosine penalty [S]", *at_least(0)),
     "method.obp.quantile": Field(0.9999, "FedOBP: q, elements scored above this quantile are the client's own "
-                                 "[S, 0.995 to 0.99993 by data set]; 1 = FedAvg", *_between(0, 1)),
+                                 "[S, 0.995 to 0.99993 by data set]; 1 = FedAvg", *between(0, 1)),
     "method.obp.score": Field("obd", "FedOBP: |(own - global) own|, or (own - global)^2 [S, both]",
-                              *_one_of("obd", "squared")),
+                              *one_of("obd", "squared")),
     "method.obp.ema": Field(0.5, "FedOBP: weight of the client's older scores; 0 = the present ones alone [S]",
-                            *_between(0, 0.9999)),
+                            *between(0, 0.9999)),
     "method.obp.norm": Field("none", "FedOBP: averaged scores brought to [0, 1] in each layer, or over all (which "
-                             "changes nothing) [S]", *_one_of("none", "global", "layer")),
+                             "changes nothing) [S]", *one_of("none", "global", "layer")),
     "method.obp.classifier": Field(False, "FedOBP: only the identity classifier is scored [S, an option]"),
     "method.obp.score_on": Field("server", "FedOBP: who remembers a client's last model and scores it [S]",
-                                 *_one_of("server", "client")),
+                                 *one_of("server", "client")),
     # 0.22 makes d L_KL about 0.13 (1 - cos), FedCAPR's penalty, at the start of round 1.
-    "method.kll.weight": Field(0.22, "[C] d, weight of the KL loss [S: L = L_base + d L_KL]", *_at_least(0)),
-    "method.kll.temperature": Field(1.0, "[C] T of the softmax over features, KLL and KLAW", *_above(0)),
-    "method.kll.direction": Field("forward", "[C] forward = KL(received || local)", *_one_of("forward", "reverse")),
+    "method.kll.weight": Field(0.22, "[C] d, weight of the KL loss [S: L = L_base + d L_KL]", *at_least(0)),
+    "method.kll.temperature": Field(1.0, "[C] T of the softmax over features, KLL and KLAW", *above(0)),
+    "method.kll.direction": Field("forward", "[C] forward = KL(received || local)", *one_of("forward", "reverse")),
     "method.kll.space": Field("features", "[C] softmax over the embedding, or over similarities to the classes",
-                              *_one_of("features", "proxies")),
+                              *one_of("features", "proxies")),
     "method.kll.reference": Field("personalised", "[C] the frozen model: the masked download, or the dense global one",
-                                  *_one_of("personalised", "global")),
+                                  *one_of("personalised", "global")),
     "method.klaw.sign": Field("align", "[C] prefer clients near the received model, those that gained most, "
-                              "or none (then n_k)", *_one_of("align", "gain", "none")),
+                              "or none (then n_k)", *one_of("align", "gain", "none")),
     "method.praw.form": Field("compact", "[C] 1/(1-r), 1-r, or no pruning weight",
-                              *_one_of("compact", "dense", "none")),
-    "method.klpwa.form": Field("product", "[C] product or weighted sum of the two", *_one_of("product", "sum")),
-    "method.klpwa.mix": Field(0.5, "[C] share of KLAW in the sum", *_between(0, 1)),
-    "method.klpwa.cap": Field(3.0, "[C] no weight exceeds cap / clients", *_at_least(1)),
+                              *one_of("compact", "dense", "none")),
+    "method.klpwa.form": Field("product", "[C] product or weighted sum of the two", *one_of("product", "sum")),
+    "method.klpwa.mix": Field(0.5, "[C] share of KLAW in the sum", *between(0, 1)),
+    "method.klpwa.cap": Field(3.0, "[C] no weight exceeds cap / clients", *at_least(1)),
     "method.sas.form": Field("skip", "pruned entries are left out of the mean [S], or count as zeros (ablation)",
-                             *_one_of("skip", "zeros")),
-    "method.prune.step": Field(ByTask(0.25, 0.5), "[C] share of the alive weights removed by a step", *_between(0, 1)),
-    "method.prune.target": Field(ByTask(0.4, 0.2), "[C] density that pruning stops at", *_between(0, 1)),
+                             *one_of("skip", "zeros")),
+    "method.prune.step": Field(ByTask(0.25, 0.5), "[C] share of the alive weights removed by a step", *between(0, 1)),
+    "method.prune.target": Field(ByTask(0.4, 0.2), "[C] density that pruning stops at", *between(0, 1)),
     "method.prune.scope": Field("global", "[C] one threshold over all layers, or one for each",
-                                *_one_of("global", "layer")),
-    "method.crr.drop": Field(0.02, "[C] validation mAP a step may cost", *_at_least(0)),
-    "method.crr.recover": Field(0.05, "[C] loss of validation mAP since the last step that undoes it", *_at_least(0)),
-    "method.crr.halt": Field(2, "[C] rounds without pruning after a recovery", *_at_least(0)),
+                                *one_of("global", "layer")),
+    "method.crr.drop": Field(0.02, "[C] validation mAP a step may cost", *at_least(0)),
+    "method.crr.recover": Field(0.05, "[C] loss of validation mAP since the last step that undoes it", *at_least(0)),
+    "method.crr.halt": Field(2, "[C] rounds without pruning after a recovery", *at_least(0)),
     "method.bn.statistics": Field("local", "[C] batch-norm statistics stay, or travel and are averaged",
-                                  *_one_of("averaged", "local")),
+                                  *one_of("averaged", "local")),
 }  # fmt: skip
 
 

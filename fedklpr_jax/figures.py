@@ -34,8 +34,10 @@ MARKS = {
     "halted": ("s", "#CC79A7"),
     "target": ("*", "#E69F00"),
     "no cluster": ("x", "#D55E00"),
+    **{f"cluster {number + 1}": (tuple(MARKERS)[number % len(MARKERS)], COLOURS[number]) for number in range(8)},
 }
-"""Marker and colour of each pruning decision (`none` is left blank) and of an epoch without a pseudo label."""
+"""Marker and colour of each pruning decision (`none` is left blank), of an epoch without a pseudo label, and of the
+clusters of clients."""
 
 _WIDTH = 4.8  # inches: read at about its own size in one column of a phone and in two of a desktop
 _DPI = 200
@@ -94,29 +96,52 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Band:
+    """What many curves cover, where they are too many to tell apart.
+
+    Attributes:
+        x: positions.
+        low: lower edge, as many.
+        high: upper edge.
+        label: entry of the legend.
+        strong: darker than the band that lies behind it.
+    """
+
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    label: str
+    strong: bool = False
+
+
+@dataclass(frozen=True)
 class Bars:
     """One layer of stacked bars.
 
     Attributes:
-        x: positions, whole numbers; the same in every layer of a panel.
+        x: positions; the same in every layer of a panel.
         y: heights, as many.
         colour: as #rrggbb.
-        label: entry of the legend.
+        label: entry of the legend; empty for none.
+        width: of a bar, in units of x.
     """
 
     x: Sequence[float]
     y: Sequence[float]
     colour: str
     label: str
+    width: float = 0.8
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: what `y` measures, with its unit, and the curves or the layers of bars (lowest first) in it."""
+    """One pair of axes: what `y` measures, with its unit, and what is in it: curves, layers of bars (lowest first) and
+    bands (lowest first, behind the curves)."""
 
     ylabel: str
     curves: Sequence[Curve] = ()
     bars: Sequence[Bars] = ()
+    bands: Sequence[Band] = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +151,7 @@ class Plot:
     Attributes:
         title: what it shows.
         caption: how to read it.
-        panels: each with at least one curve or layer of bars.
+        panels: each with at least one curve, layer of bars or band.
         xlabel: name of the x axis, with its unit.
         marks: per client what happened at which x (keys of `MARKS`, or `none`), as rows of marks below the panels;
             empty for no such rows.
@@ -170,8 +195,12 @@ def _curve(axes: Axes, curve: Curve, theme: Theme) -> None:
     )
 
 
-def _printable(name: str, place: int) -> str:
-    """A client's name if the font has its letters, else its number in the report's legend."""
+def printable(name: str, place: int) -> str:
+    """A client's name if the font has its letters, else its number in the report's legend; at most 15 letters.
+
+    >>> printable("ward", 0), printable("\u884c\u4eba", 1)
+    ('ward', 'client 2')
+    """
     short = name if len(name) <= 15 else name[:14] + "…"
     return short if name.isprintable() and all(ord(letter) < 0x250 for letter in name) else f"client {place + 1}"
 
@@ -182,10 +211,20 @@ def _bars(axes: Axes, layers: Sequence[Bars], theme: Theme) -> None:
     gap = 0.5 if len(bottom) <= 40 else 0.0
     for layer in layers:
         axes.bar(
-            layer.x, layer.y, width=0.8, bottom=bottom, color=layer.colour, edgecolor=theme.face, linewidth=gap,
-            label=layer.label,
+            layer.x, layer.y, width=layer.width, bottom=bottom, color=layer.colour, edgecolor=theme.face, linewidth=gap,
+            label=layer.label or None,
         )
         bottom = bottom + np.asarray(layer.y)
+
+
+def _band(axes: Axes, band: Band) -> None:
+    colour, alpha = COLOURS[0], 0.4 if band.strong else 0.2
+    if len(band.x) == 1:
+        # Between two edges of one point there is no area.
+        axes.plot([band.x[0]] * 2, [band.low[0], band.high[0]], color=colour, alpha=alpha, linewidth=8,
+                  solid_capstyle="butt", label=band.label)
+    else:
+        axes.fill_between(band.x, band.low, band.high, color=colour, alpha=alpha, linewidth=0, label=band.label)
 
 
 def _mark_rows(axes: Axes, plot: Plot, height: float, theme: Theme) -> None:
@@ -200,7 +239,7 @@ def _mark_rows(axes: Axes, plot: Plot, height: float, theme: Theme) -> None:
             axes.scatter(x, y, s=size**2, marker=marker, color=colour, linewidths=size / 4, label=mark, zorder=3)
     axes.set_yticks(range(len(rows)))
     # A dollar sign in a name starts no formula.
-    labels = [_printable(name, place) for place, name in enumerate(rows)]
+    labels = [printable(name, place) for place, name in enumerate(rows)]
     axes.set_yticklabels(labels, parse_math=False, fontsize=font)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_ylabel(plot.marks_label, color=theme.ink, fontsize=10)
@@ -217,6 +256,8 @@ def draw(plot: Plot, theme: Theme) -> bytes:
     for axes in grid:
         _dress(axes, theme)
     for axes, panel in zip(grid, panels, strict=False):
+        for band in panel.bands:
+            _band(axes, band)
         for curve in panel.curves:
             _curve(axes, curve, theme)
         if panel.bars:
@@ -227,10 +268,12 @@ def draw(plot: Plot, theme: Theme) -> bytes:
     for axes in grid:
         handles, labels = axes.get_legend_handles_labels()
         if labels:
-            axes.legend(
+            legend = axes.legend(
                 handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, fontsize=9,
                 labelcolor=theme.ink, borderaxespad=0.1, handletextpad=0.4, columnspacing=1.2,
             )
+            for text in legend.get_texts():
+                text.set_parse_math(False)
     grid[-1].set_xlabel(plot.xlabel, color=theme.ink, fontsize=10)
     grid[-1].xaxis.set_major_locator(MaxNLocator(nbins=7, integer=plot.whole))
     canvas = FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""Numbers out: the event log of a run, the bytes it exchanged, its summary and what the terminal shows.
+"""Numbers out: the event log of a run, the bytes it exchanged, its summary, and how numbers are written.
 
 A run directory holds `config.json`, `metrics.jsonl` (one event a line), `summary.json` and `report.html`.
 """
@@ -9,17 +9,9 @@ import dataclasses
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
-
-import rich.console
-from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
-from rich.text import Text
+from typing import Any, BinaryIO
 
 from fedklpr_jax.errors import InputError
 
@@ -27,7 +19,11 @@ METRIC_TITLES: Mapping[str, str] = {
     "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "map": "mAP", "minp": "mINP", "accuracy": "Accuracy",
     "pooled": "Accuracy (pooled)",
 }
-"""Keys of the accuracy fractions (0 to 1) in evaluations and summaries, with the names readers know."""
+"""Keys of the accuracy fractions (0 to 1) in evaluations and summaries, with the names readers know; `pooled` is of all
+clients' test images together, so that no client has it."""
+
+MOST_ROWS = 20
+"""Clients that a table shows one by one; of more it shows an extract or folds them away."""
 
 
 def _plain(value: Any) -> Any:
@@ -279,9 +275,44 @@ class Ledger:
 
 
 def known_metrics(*groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Keys of `METRIC_TITLES` for which at least one client in at least one group has a number."""
+    """Keys of `METRIC_TITLES`, `pooled` left out, for which at least one client in at least one group has a number.
+
+    >>> known_metrics({"a": {"accuracy": 0.5}}, {"mean": {"accuracy": 0.5, "pooled": 0.75}})
+    ['accuracy']
+    """
     rows = [row for group in groups for row in group.values()]
-    return [key for key in METRIC_TITLES if any(row.get(key) is not None for row in rows)]
+    return [key for key in METRIC_TITLES if key != "pooled" and any(row.get(key) is not None for row in rows)]
+
+
+def headline_metric(row: Mapping[str, Any]) -> str:
+    """The key by which results are compared: `accuracy` of a classification run, `map` of a re-ID run.
+
+    >>> headline_metric({"accuracy": 0.5}), headline_metric({"rank1": 0.5, "map": 0.25})
+    ('accuracy', 'map')
+    """
+    return "accuracy" if row.get("accuracy") is not None else "map"
+
+
+def best_first(clients: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
+    """Clients by their number `key`, the greatest first and those without one last.
+
+    >>> best_first({"a": {"map": 0.25}, "b": {}, "c": {"map": 0.5}}, "map")
+    ['c', 'a', 'b']
+    """
+    numbers = {name: row.get(key) for name, row in clients.items()}
+    return sorted(clients, key=lambda name: -math.inf if (value := numbers[name]) is None else value, reverse=True)
+
+
+def accuracy_note(row: Mapping[str, Any]) -> str:
+    """Both means of a classification result; empty for other results.
+
+    >>> accuracy_note({"accuracy": 0.8394, "pooled": 0.8451})
+    '83.9 % mean accuracy over clients, 84.5 % over all their images'
+    """
+    if row.get("accuracy") is None or row.get("pooled") is None:
+        return ""
+    return (f"{show(row['accuracy'], 100)} % mean accuracy over clients, "
+            f"{show(row['pooled'], 100)} % over all their images")
 
 
 def show(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
@@ -307,127 +338,3 @@ def duration(seconds: float) -> str:
     """
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-class RoundBar:
-    """Progress over rounds; `Console.progress` makes it."""
-
-    def __init__(self, total: int, done: int, clock: Callable[[], float], draw: Callable[[int, str, str], None]):
-        self._total, self._done, self._clock, self._draw = total, done, clock, draw
-        self._ends = [clock()]
-
-    def advance(self, text: str = "") -> None:
-        """One round more is done; `text` says in a few words how it went."""
-        self._done += 1
-        self._ends.append(self._clock())
-        # The first round compiles, so that it tells the pace only as long as there is no other.
-        timed = self._ends[1:] if len(self._ends) > 2 else self._ends
-        left = (timed[-1] - timed[0]) / (len(timed) - 1) * (self._total - self._done)
-        self._draw(self._done, text, duration(left))
-
-
-class Console:
-    """What a run says on the terminal; plain lines where there is no terminal (a file, CI).
-
-    Args:
-        file: where to print; None is standard output.
-        clock: seconds, as `time.monotonic` gives them.
-    """
-
-    def __init__(self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rich = rich.console.Console(file=file, highlight=False, markup=False, emoji=False)
-        self._clock = clock
-
-    def line(self, text: str) -> None:
-        """Prints one line, as it is."""
-        self._rich.print(text, soft_wrap=True)
-
-    @contextmanager
-    def progress(self, total: int, done: int = 0) -> Iterator[RoundBar]:
-        """A bar over rounds, with the time used and the time left; without a terminal one line a round.
-
-        Args:
-            total: rounds of the whole run.
-            done: rounds an earlier, resumed run has finished.
-        """
-        if not self._rich.is_terminal or self._rich.is_dumb_terminal:
-            start = self._clock()
-
-            def print_line(now: int, text: str, left: str) -> None:
-                used = duration(self._clock() - start)
-                self.line(f"round {now}/{total} {now / total:4.0%} | {used} | {left} left | {text}".rstrip(" |"))
-
-            yield RoundBar(total, done, self._clock, print_line)
-            return
-        # The text takes the room that is left, so that it never squeezes the other columns.
-        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
-        display = Progress(
-            TextColumn("round", markup=False),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=16),
-            TextColumn("{task.percentage:3.0f} %", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]} left", markup=False),
-            TextColumn("{task.description}", markup=False, table_column=rest),
-            console=self._rich,
-            expand=True,
-        )
-        with display:
-            task = display.add_task("", total=total, completed=done, left="?")
-            yield RoundBar(
-                total, done, self._clock,
-                lambda now, text, left: display.update(task, completed=now, description=text, left=left),
-            )
-
-    def table(self, summary: Mapping[str, Any], paths: Sequence[Path] = ()) -> None:
-        """Prints the result of a run: a row per client, the mean, the bytes, the files written, what it fell short of.
-
-        Args:
-            summary: what `summary.json` holds.
-            paths: files to name below the table.
-        """
-        clients, sent = summary["clients"], summary["bytes"]
-        keys = known_metrics(clients, {"mean": summary["mean"]})
-        titles = ["Client", *(METRIC_TITLES[key] for key in keys), "Density", "MB down", "MB up"]
-
-        def row(name: str, result: Mapping[str, Any], down: float | None, up: float | None) -> list[str]:
-            numbers = [show(result.get(key), 100) for key in keys]
-            return [name, *numbers, show(result.get("density"), digits=3), show(down, 1e-6), show(up, 1e-6)]
-
-        counts = sent.get("per_client", {})
-        means = [mean([bytes_of[way] for bytes_of in counts.values()]) for way in ("down", "up")]
-        rows = [
-            row(name, result, counts.get(name, {}).get("down"), counts.get(name, {}).get("up"))
-            for name, result in clients.items()
-        ]
-        rows.append(row("mean", summary["mean"], *means))
-        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-        # Only names are cropped: rich by itself would take room from the numbers too.
-        room = max(self._rich.width - sum(widths[1:]) - len(titles) - 1, 6)
-        table = Table(box=box.SIMPLE_HEAD, padding=0)
-        table.add_column(titles[0], no_wrap=True, overflow="ellipsis", max_width=room)
-        for title in titles[1:]:
-            table.add_column(title, justify="right", no_wrap=True)
-        for number, cells in enumerate(rows, start=1):
-            table.add_row(*map(Text, cells), end_section=number == len(clients))
-        self._rich.print(table)
-
-        after = (summary.get("after") or {}).get("mean", {}).get("map")
-        if after is not None:
-            self.line(f"mAP mean: {show(summary['mean'].get('map'), 100)} % before, {show(after, 100)} % after "
-                      "local fine-tuning")
-        stages = [(summary.get("start"), "at the start"), (summary.get("before_last_round"), "before the last round")]
-        earlier = [(value, where) for stage, where in stages
-                   if (value := ((stage or {}).get("mean") or {}).get("map")) is not None]
-        if earlier:
-            course = [*earlier, (summary["mean"].get("map"), "at the end")]
-            self.line("mAP mean: " + ", ".join(f"{show(value, 100)} % {where}" for value, where in course))
-        saving = summary.get("saving")
-        self.line(
-            f"sent: {show(sent['total'], 1e-6)} MB; dense: {show(sent['dense_total'], 1e-6)} MB"
-            + (f"; saving {show(saving, 100)} %" if saving is not None else "")
-        )
-        for path in paths:
-            self.line(f"wrote {path}")
-        for failure in summary.get("failures") or []:
-            self.line(f"failed: {failure}")

@@ -1,13 +1,15 @@
-"""Which figures a run has: the events of its log as curves, bars and marks."""
+"""Which figures a run has: the events of its log as curves, bands, bars and marks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
-from fedklpr_jax.figures import Bars, Curve, Panel, Plot, Style
-from fedklpr_jax.metrics import METRIC_TITLES, show
+import numpy as np
+
+from fedklpr_jax.figures import COLOURS, Bars, Curve, Panel, Plot, Style
+from fedklpr_jax.metrics import METRIC_TITLES, MOST_ROWS, headline_metric, show
+from fedklpr_jax.panels import MANY, epoch_panel, epochs_of, marked, round_panel, values_of
 
 PHASES = {
     "embedding": "#0072B2",
@@ -20,55 +22,35 @@ PHASES = {
 """What a round spends its time on, in the order of the stack, with colours of Okabe and Ito."""
 
 
-def _points(events: Sequence[Mapping[str, Any]], client: str | None, key: str) -> list[tuple[float, float]]:
-    """(round, value) of one client, or of the mean over clients for None, where there is a value."""
-    found = {}
-    for event in events:
-        row = event.get("mean") if client is None else event.get("clients", {}).get(client)
-        if row and row.get(key) is not None:
-            found[event["round"]] = row[key]
-    return sorted(found.items())
-
-
-def _panel(
-    events: Sequence[Mapping[str, Any]], styles: Mapping[str, Style], key: str, ylabel: str, scale: float = 1.0
-) -> list[Panel]:
-    """One panel with a curve per client, or none if no client has a value."""
-    curves = []
-    for client, style in styles.items():
-        points = _points(events, client, key)
-        if points:
-            curves.append(Curve([x for x, _ in points], [scale * y for _, y in points], style))
-    return [Panel(ylabel, curves)] if curves else []
-
-
 def _accuracy(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]
 ) -> list[Panel]:
     panels = []
     for key in ("rank1", "map", "accuracy"):
-        ylabel = f"{METRIC_TITLES[key]} (%)"
-        curves = [curve for panel in _panel(before, styles, key, ylabel, 100) for curve in panel.curves]
-        for events, label, dashed in ((before, "mean before", False), (after, "mean after", True)):
-            points = _points(events, None, key)
+        means = []
+        for events, stage, dashed in ((before, "before", False), (after, "after", True)):
+            pooled = values_of(events, None, "pooled") if key == "accuracy" else []
+            points = pooled or values_of(events, None, key)
             if points:
-                curves.append(Curve([x for x, _ in points], [100 * y for _, y in points], None, label, dashed))
-        if curves:
-            panels.append(Panel(ylabel, curves))
+                label = f"{'all images' if pooled else 'mean'} {stage}"
+                means.append(Curve([x for x, _ in points], [100 * y for _, y in points], None, label, dashed))
+        panels += round_panel(before, styles, key, f"{METRIC_TITLES[key]} (%)", 100, means)
     return panels
 
 
 def _accuracy_per_megabyte(before: Sequence[Mapping[str, Any]]) -> list[Panel]:
     curves = []
-    for key, dashed in (("rank1", False), ("map", True), ("accuracy", False)):
+    pooled = any((event.get("mean") or {}).get("pooled") is not None for event in before)
+    for key, dashed in (("rank1", False), ("map", True), ("pooled" if pooled else "accuracy", False)):
         points = sorted(
             (event["bytes_total"] / 1e6, 100 * event["mean"][key])
             for event in before
             if event.get("bytes_total") is not None and (event.get("mean") or {}).get(key) is not None
         )
-        if points:
+        # A run that sends nothing has all its accuracy at 0 bytes.
+        if points and points[-1][0]:
             curves.append(Curve([x for x, _ in points], [y for _, y in points], None, METRIC_TITLES[key], dashed))
-    return [Panel("mean accuracy (%)", curves)] if curves else []
+    return [Panel("accuracy (%)" if pooled else "mean accuracy (%)", curves)] if curves else []
 
 
 def _decisions(rounds: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> dict[str, dict[float, str]]:
@@ -81,28 +63,6 @@ def _decisions(rounds: Sequence[Mapping[str, Any]], styles: Mapping[str, Style])
         for client in styles
     }
     return rows if any(rows.values()) else {}
-
-
-def _epochs(rounds: Sequence[Mapping[str, Any]], client: str, key: str) -> list[tuple[float, float | None]]:
-    """(round + part of its epochs that were done, value) of one client; None where an epoch has no value."""
-    found: list[tuple[float, float | None]] = []
-    for event in rounds:
-        values = event.get("clients", {}).get(client, {}).get(key) or []
-        found += [(event["round"] + epoch / len(values), value) for epoch, value in enumerate(values)]
-    return sorted(found, key=lambda point: point[0])
-
-
-def _epoch_panel(
-    rounds: Sequence[Mapping[str, Any]], styles: Mapping[str, Style], key: str, ylabel: str, scale: float = 1.0
-) -> list[Panel]:
-    """One panel with the epochs of every client, a curve for each stretch of epochs that have a value."""
-    curves = []
-    for client, style in styles.items():
-        for known, stretch in groupby(_epochs(rounds, client, key), key=lambda point: point[1] is not None):
-            if known:
-                x, y = zip(*stretch, strict=True)
-                curves.append(Curve(x, [scale * value for value in y], style))
-    return [Panel(ylabel, curves)] if curves else []
 
 
 def idle_epochs(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
@@ -125,16 +85,16 @@ def idle_epochs(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int
 
 def _pseudo_labels(rounds: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> Plot:
     panels = [
-        *_epoch_panel(rounds, styles, "purity", "purity (%)", 100),
-        *_epoch_panel(rounds, styles, "clusters", "clusters"),
-        *_epoch_panel(rounds, styles, "clustered", "clustered (%)", 100),
+        *epoch_panel(rounds, styles, "purity", "purity (%)", 100),
+        *epoch_panel(rounds, styles, "clusters", "clusters"),
+        *epoch_panel(rounds, styles, "clustered", "clustered (%)", 100),
     ]
     # A row for every client, as for the pruning decisions: rows number the clients that the font cannot write.
     idle = {
-        client: {x: "no cluster" for x, count in _epochs(rounds, client, "clusters") if count == 0}
+        client: {x: "no cluster" for x, count in epochs_of(rounds, client, "clusters") if count == 0}
         for client in styles
     }
-    return Plot(
+    return marked(
         "Pseudo labels",
         "Per local epoch: images that share their cluster's commonest identity (known for this figure only), number of "
         "clusters, and images in a cluster.",
@@ -160,6 +120,71 @@ def _time_split(rounds: Sequence[Mapping[str, Any]]) -> Plot:
     return Plot("Time per round", caption, [Panel("seconds", bars=bars)] if bars else [], "round (the first is 0)")
 
 
+def _clusters(rounds: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> Plot:
+    """The groups of clients that share a model at the server; a refused client is in none (-1)."""
+    of = {client: {x: int(cluster) for x, cluster in values_of(rounds, client, "cluster") if cluster >= 0}
+          for client in styles}
+    at = sorted({x for row in of.values() for x in row})
+    members = [[row[x] for row in of.values() if x in row] for x in at]
+    panels = [Panel("clusters", [Curve(at, [len(set(found)) for found in members])])] if at else []
+    marks = {client: {x: f"cluster {cluster + 1}" for x, cluster in row.items()} for client, row in of.items()}
+    if len(styles) > MANY and at:
+        shares = [100 * max(map(found.count, found)) / len(found) for found in members]
+        panels.append(Panel("in the largest (%)", [Curve(at, shares)]))
+        marks = {}
+    return Plot(
+        "Clusters of clients", "Clients in one cluster share a model at the server; numbers are new in every round.",
+        panels, "round (the first is 0)", marks if at else {}, "clusters",
+    )  # fmt: skip
+
+
+def _training_time(rounds: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> Plot:
+    """Seconds of each client, or the mean of each capacity where clients differ in it."""
+    # The first round compiles, so that it says nothing of the others.
+    usual = rounds[1:] or rounds
+    seconds: dict[float, dict[float, list[float]]] = {}
+    for event in usual:
+        for row in event.get("clients", {}).values():
+            if row.get("train_seconds") is not None and row.get("capacity") is not None:
+                seconds.setdefault(row["capacity"], {}).setdefault(event["round"], []).append(row["train_seconds"])
+    if not seconds:
+        panels = round_panel(usual, styles, "train_seconds", "seconds")
+        return Plot("Training time per client", "Of one client and round.", panels, "round (the first is 0)")
+    curves = [
+        Curve(sorted(row), [float(np.mean(row[x])) for x in sorted(row)],
+              Style(COLOURS[place % len(COLOURS)], "osD^v"[place % 5]), f"capacity {capacity:g}")
+        for place, (capacity, row) in enumerate(sorted(seconds.items(), reverse=True))
+    ]
+    whole = {capacity: np.mean([value for values in row.values() for value in values])
+             for capacity, row in sorted(seconds.items(), reverse=True)}
+    caption = "Mean over the clients of a capacity (share of the channels): " + ", ".join(
+        f"{capacity:g} {show(float(value), digits=2)} s" for capacity, value in whole.items())
+    return Plot("Training time per client", f"{caption}.", [Panel("seconds", curves)], "round (the first is 0)")
+
+
+def distribution(summary: Mapping[str, Any]) -> list[Plot]:
+    """How the results of many clients are spread, before and after local fine-tuning; nothing for few clients.
+
+    Args:
+        summary: what `summary.json` holds.
+    """
+    if len(summary["clients"]) <= MOST_ROWS:
+        return []
+    key, edges = headline_metric(summary["mean"]), np.arange(0, 101, 5)
+    after = (summary.get("after") or {}).get("clients") or {}
+    panels, captions = [], []
+    for stage, rows, colour in (("before", summary["clients"], COLOURS[0]), ("after", after, COLOURS[2])):
+        values = [100 * row[key] for row in rows.values() if row.get(key) is not None]
+        if values:
+            heights = np.histogram(values, edges)[0].tolist()
+            bars = Bars((edges[:-1] + 2.5).tolist(), heights, colour, f"{stage} local fine-tuning", 4.6)
+            panels.append(Panel("clients", bars=[bars]))
+            least, median, most = np.percentile(values, (0, 50, 100))
+            captions.append(f"{stage} local fine-tuning {least:.1f} to {most:.1f} %, median {median:.1f} %")
+    title = f"{METRIC_TITLES[key]} of the clients"
+    return [Plot(title, f"From the worst to the best: {'; '.join(captions)}.", panels, "%")] if panels else []
+
+
 def run_plots(events: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> list[Plot]:
     """The figures for which a run has data.
 
@@ -172,27 +197,38 @@ def run_plots(events: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) 
     before = [event for event in evals if event.get("stage") == "before"]
     after = [event for event in evals if event.get("stage") == "after"]
     weights = [
-        *_panel(rounds, styles, "klaw", "KLAW a (nat)"),
-        *_panel(rounds, styles, "praw", "PRAW b"),
-        *_panel(rounds, styles, "weight", "final weight"),
+        *round_panel(rounds, styles, "klaw", "KLAW a (nat)"),
+        *round_panel(rounds, styles, "praw", "PRAW b"),
+        *round_panel(rounds, styles, "cdw", "CDW d (1 - cos)"),
+        *round_panel(rounds, styles, "weight", "final weight"),
     ]
     scores = [
-        *_panel(rounds, styles, "score_download", "downloaded (%)", 100),
-        *_panel(rounds, styles, "score_current", "trained (%)", 100),
-        *_panel(rounds, styles, "score_candidate", "pruned (%)", 100),
+        *round_panel(rounds, styles, "score_download", "downloaded (%)", 100),
+        *round_panel(rounds, styles, "score_current", "trained (%)", 100),
+        *round_panel(rounds, styles, "score_candidate", "pruned (%)", 100),
     ]
     done, index = "rounds completed", "round (the first is 0)"
+    classifies = any((event.get("mean") or {}).get("pooled") is not None for event in evals)
+    thick = "all test images together" if classifies else "their mean"
+    colour = "bands" if len(styles) > MANY else "colour"
     plots = [
-        Plot("Accuracy per round", "Clients in colour, their mean thick.", _accuracy(before, after, styles), done),
-        Plot("Accuracy against bytes exchanged", "Mean over clients; both directions, all clients.",
+        Plot("Accuracy per round", f"Clients in {colour}, {thick} thick.", _accuracy(before, after, styles), done),
+        Plot("Accuracy against bytes exchanged",
+             f"{'Over all test images' if classifies else 'Mean over clients'}; both directions, all clients.",
              _accuracy_per_megabyte(before), "MB exchanged", whole=False),
-        Plot("Density", "Kept part of the prunable weights, and what pruning did in each round.",
-             _panel(rounds, styles, "density", "density (kept / prunable)"), index, _decisions(rounds, styles),
-             "pruning decision"),
-        Plot("Aggregation weights", "What each client's upload counts in the server's mean.", weights, index),
+        marked("Density", "Kept part of the prunable weights, and what pruning did in each round.",
+               round_panel(rounds, styles, "density", "density (kept / prunable)"), index, _decisions(rounds, styles),
+               "pruning decision"),
+        # One that trains alone counts all.
+        Plot("Aggregation weights", "What each client's upload counts in the server's mean.",
+             weights if any(len(event.get("clients", {})) > 1 for event in rounds) else [], index),
         Plot("Validation scores", "Before training, after it, and under the proposed mask.", scores, index),
-        Plot("Training loss", "Mean over the round's steps.", _panel(rounds, styles, "loss", "loss"), index),
+        Plot("Training loss", "Mean over the round's steps.", round_panel(rounds, styles, "loss", "loss"), index),
         _pseudo_labels(rounds, styles),
+        Plot("Own elements", "Share of the shared model's elements that a client keeps from its own training.",
+             round_panel(rounds, styles, "personal", "own (%)", 100), index),
+        _clusters(rounds, styles),
         _time_split(rounds),
+        _training_time(rounds, styles),
     ]
     return [plot for plot in plots if plot.panels]

@@ -27,11 +27,11 @@ import numpy as np
 from fedklpr_jax import round as rounds
 from fedklpr_jax import weights
 from fedklpr_jax.config import default_config, resolved, validate
+from fedklpr_jax.console import Console
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.data.site import Images, Site
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Method
-from fedklpr_jax.metrics import Console
 from fedklpr_jax.models.spec import SPECS, ModelSpec, make_spec
 from fedklpr_jax.tasks import supervised
 from fedklpr_jax.trees import PyTree

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.figures import DARK, LIGHT, MARKERS, Plot, Style, client_styles, draw
 from fedklpr_jax.metrics import duration, read_metrics, write_atomically
-from fedklpr_jax.plots import run_plots
-from fedklpr_jax.report_sections import failures, idle, listed, refused, stages, table, tiles
-
-_MAX_PICTURES = 240  # about 1 MB of ranked lists
-_PICTURE_HEIGHT = 136  # pixels: twice what is shown, for dense screens
+from fedklpr_jax.panels import MANY
+from fedklpr_jax.plots import distribution, run_plots
+from fedklpr_jax.report_pictures import ClassifiedPictures, RankedList, classified_pictures, data_uri, ranked_lists
+from fedklpr_jax.report_sections import best, failures, idle, listed, refused, stages, table, tiles, unseen
 
 _STYLE = """
 :root{color-scheme:light dark;--face:%(light.face)s;--ink:%(light.ink)s;--faint:%(light.faint)s;--page:#f3f5f7;
@@ -42,6 +36,7 @@ h3{margin:1rem 0 .4rem;font-size:1rem}
 .card{padding:.8rem 1rem}.tiles{display:grid;gap:.7rem;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));
 margin-bottom:1rem}
 .tile{padding:.6rem .9rem}.tile b{display:block;font-size:1.3rem;line-height:1.35;white-space:nowrap}
+.tile.big b{font-size:1.9rem;line-height:1.2}
 .tile span{color:var(--soft);font-size:.87rem}
 .failed{margin:0 0 1rem;border:2px solid var(--miss);border-left-width:.6rem}.failed b{color:var(--miss)}
 .failed ul{margin:.2rem 0 0;padding-left:1.1rem}
@@ -54,7 +49,7 @@ overflow:hidden;text-overflow:ellipsis}
 tfoot td{border-top:1px solid var(--faint);font-weight:600}.first{border-left:1px solid var(--faint)}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;margin:0 0 .8rem;padding:.5rem 1rem;list-style-position:inside}
 .legend svg{width:30px;height:14px;vertical-align:-1px}
-.plots{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%%,420px),1fr));align-items:start}
+.plots{display:grid;gap:1rem;margin-bottom:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%%,420px),1fr));align-items:start}
 figure{margin:0}figure.plot{padding:.7rem}figure.plot img{display:block;width:100%%;height:auto}
 figure.plot figcaption{font-size:.9rem;margin-bottom:.4rem}
 figure.plot figcaption b{display:block;color:var(--ink);font-size:1rem}
@@ -64,40 +59,11 @@ figure.plot figcaption b{display:block;color:var(--ink);font-size:1rem}
 .ranked figcaption{font-size:.85rem}.ranked .query{margin-right:.3rem}
 .hit img{border-color:var(--hit)}.miss img{border-color:var(--miss);border-style:dashed}
 .ranked .hit figcaption{color:var(--hit);font-weight:600}.ranked .miss figcaption{color:var(--miss);font-weight:600}
+.classes figure{width:5.4rem}.classes img{margin:auto}.classes figcaption{white-space:pre-line;line-height:1.25}
 .long{max-height:16rem;overflow:auto}.long ul{margin:0;padding-left:1.1rem}
 pre{margin:.6rem 0 0;overflow-x:auto;font-size:.87rem;white-space:pre-wrap}summary{cursor:pointer;font-weight:600}
+.card+details{margin:.5rem 0}details .scroll{margin-top:.5rem;max-height:32rem;overflow:auto}
 """
-
-
-@dataclass(frozen=True, eq=False)
-class RankedList:
-    """A query picture and the gallery pictures found for it, nearest first.
-
-    Attributes:
-        query: uint8 [h, w, 3].
-        gallery: uint8 [k, h, w, 3].
-        hits: bool [k], True where the person is the query's.
-        query_name: what to call the query.
-        gallery_names: what to call the k pictures.
-
-    Raises:
-        ValueError: dtypes or shapes that do not fit.
-    """
-
-    query: np.ndarray
-    gallery: np.ndarray
-    hits: np.ndarray
-    query_name: str
-    gallery_names: Sequence[str]
-
-    def __post_init__(self) -> None:
-        if self.query.dtype != np.uint8 or self.gallery.dtype != np.uint8:
-            raise ValueError(f"pictures are uint8, not {self.query.dtype} and {self.gallery.dtype}")
-        if self.query.ndim != 3 or self.query.shape[2] != 3 or self.gallery.shape[1:] != self.query.shape:
-            shapes = f"{self.query.shape}, {self.gallery.shape}"
-            raise ValueError(f"query is [h, w, 3] and gallery [k, h, w, 3], not {shapes}")
-        if not len(self.gallery) == len(self.hits) == len(self.gallery_names):
-            raise ValueError(f"{len(self.gallery)} pictures, {len(self.hits)} hits, {len(self.gallery_names)} names")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -112,11 +78,11 @@ def _read(path: Path) -> dict[str, Any]:
     return obj
 
 
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
 def _legend(styles: Mapping[str, Style]) -> str:
+    if len(styles) > MANY:
+        text = (f"{len(styles)} clients. Thick line: their mean, or what its legend says. Dark band: the middle half "
+                "of those with a value in the round; light band: from the least to the greatest.")
+        return f'<p class="legend card soft">{text}</p>'
     items = "".join(
         f'<li><svg viewBox="0 0 22 10" aria-hidden="true">'
         f'<path d="M0 5h22" stroke="{style.colour}" stroke-width="1.5"/>'
@@ -126,68 +92,40 @@ def _legend(styles: Mapping[str, Style]) -> str:
     return f'<ol class="legend card">{items}</ol>'
 
 
-def _plots(plots: Sequence[Plot], styles: Mapping[str, Style]) -> str:
-    if not plots:
-        return ""
+def _figures(plots: Sequence[Plot]) -> str:
     parts = []
     for plot in plots:
-        light, dark = (_data_uri("png", draw(plot, theme)) for theme in (LIGHT, DARK))
+        light, dark = (data_uri("png", draw(plot, theme)) for theme in (LIGHT, DARK))
         title, caption = escape(plot.title), escape(plot.caption)
         parts.append(
             f'<figure class="plot"><figcaption><b>{title}</b>{caption}</figcaption><picture>'
             f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
             f'<img src="{light}" alt="{title}: {caption}"></picture></figure>'
         )
-    return f'<h2>Course of the run</h2>{_legend(styles)}<div class="plots">{"".join(parts)}</div>'
+    return f'<div class="plots">{"".join(parts)}</div>' if parts else ""
 
 
-def _picture(pixels: np.ndarray, name: str, caption: str, kind: str) -> str:
-    image = Image.fromarray(pixels)
-    image.thumbnail((4 * _PICTURE_HEIGHT, _PICTURE_HEIGHT))
-    packed = io.BytesIO()
-    image.save(packed, "JPEG", quality=80, optimize=True)
-    return (
-        f'<figure class="{kind}"><img src="{_data_uri("jpeg", packed.getvalue())}" title="{escape(name)}" '
-        f'alt="{escape(caption)}: {escape(name)}"><figcaption>{escape(caption)}</figcaption></figure>'
-    )
+def _course(plots: Sequence[Plot], styles: Mapping[str, Style]) -> str:
+    return f"<h2>Course of the run</h2>{_legend(styles)}{_figures(plots)}" if plots else ""
 
 
-def _ranked(ranked: Mapping[str, Sequence[RankedList]]) -> str:
-    """Ranked lists, as many queries of every client as the budget of pictures allows."""
-    lists = {client: entries for client, entries in ranked.items() if entries}
-    if not lists:
-        return ""
-    longest = max(1 + len(entry.gallery) for entries in lists.values() for entry in entries)
-    each = max(1, _MAX_PICTURES // (longest * len(lists)))
-    budget = max(1, _MAX_PICTURES // longest)
-    parts, left_out = [], 0
-    for client, entries in lists.items():
-        chosen = entries[: min(each, budget)]
-        budget -= len(chosen)
-        left_out += len(entries) - len(chosen)
-        if not chosen:
-            continue
-        parts.append(f'<h3>{escape(client)}</h3><div class="lists">')
-        for entry in chosen:
-            pictures = [_picture(entry.query, entry.query_name, "query", "query")]
-            for rank, (pixels, hit, name) in enumerate(
-                zip(entry.gallery, entry.hits, entry.gallery_names, strict=True), start=1
-            ):
-                pictures.append(_picture(pixels, name, f"{'✓' if hit else '✗'} {rank}", "hit" if hit else "miss"))
-            parts.append(f'<div class="ranked">{"".join(pictures)}</div>')
-        parts.append("</div>")
-    if left_out:
-        parts.append(f'<p class="soft">{left_out} more queries were left out to keep this file small.</p>')
-    return ('<h2>Ranked lists</h2><div class="card"><p class="soft">✓ and a full green frame: the same person; '
-            f'✗ and a dashed red frame: another one.</p>{"".join(parts)}</div>')
+def _clients(tested: Mapping[str, Any], logged: Sequence[str]) -> str:
+    """How many clients there were; where one trains for all, the tests are not the clients."""
+    together = set(logged) - set(tested)
+    return f"{len(together)} client, {len(tested)} tests" if together else f"{len(tested)} clients"
 
 
-def write_report(directory: Path, ranked: Mapping[str, Sequence[RankedList]]) -> Path:
+def write_report(
+    directory: Path,
+    ranked: Mapping[str, Sequence[RankedList]],
+    classified: Mapping[str, ClassifiedPictures] = MappingProxyType({}),
+) -> Path:
     """Writes `report.html` from `config.json`, `metrics.jsonl` and `summary.json`; panels without data are left out.
 
     Args:
         directory: of the run.
         ranked: ranked lists per client; may be empty.
+        classified: classified test pictures per client; may be empty.
 
     Returns:
         The path of the report.
@@ -199,10 +137,11 @@ def write_report(directory: Path, ranked: Mapping[str, Sequence[RankedList]]) ->
     events = read_metrics(directory / "metrics.jsonl")
     rounds = [event for event in events if event.get("event") in ("round", "eval")]
     logged = [name for event in rounds for name in event.get("clients", {})]
-    styles = client_styles(list(dict.fromkeys([*summary["clients"], *logged])))
+    tested = summary["clients"]
+    styles = client_styles(list(dict.fromkeys([*tested, *logged])))
     notes = [*(event["text"] for event in events if event.get("event") == "note"), *summary.get("notes", [])]
     heading = f"{summary['method']} on {summary['task']}"
-    lead = [f"seed {summary['seed']}", f"{summary['rounds']} rounds", f"{len(summary['clients'])} clients"]
+    lead = [f"seed {summary['seed']}", f"{summary['rounds']} rounds", _clients(tested, logged)]
     if summary.get("seconds") is not None:
         lead.append(duration(summary["seconds"]))
     command = config.get("command")
@@ -216,10 +155,14 @@ def write_report(directory: Path, ranked: Mapping[str, Sequence[RankedList]]) ->
         f'<h1>{escape(heading)}</h1><p class="lead">{escape(" · ".join(lead))}</p>',
         failures(summary),
         tiles(summary),
+        _figures(distribution(summary)),
         table(summary),
+        unseen(summary),
+        best(summary),
         stages(summary),
-        _plots(run_plots(events, styles), styles),
-        _ranked(ranked),
+        _course(run_plots(events, styles), styles),
+        ranked_lists(ranked),
+        classified_pictures(classified, tested),
         listed("Epochs without a cluster", idle(events)),
         listed("Refused", refused(summary, events)),
         listed("Notes", list(dict.fromkeys(map(str, notes)))),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fedklpr_jax.metrics import METRIC_TITLES, known_metrics, mean, show
+from fedklpr_jax.metrics import METRIC_TITLES, MOST_ROWS, accuracy_note, headline_metric, known_metrics, mean, show
 from fedklpr_jax.plots import idle_epochs
 
 
@@ -21,27 +21,39 @@ def failures(summary: Mapping[str, Any]) -> str:
 
 
 def tiles(summary: Mapping[str, Any]) -> str:
-    """The numbers to see first: mean accuracy (mAP with the one it started from), density, megabytes.
+    """The numbers to see first: accuracy over all images and over clients (mAP with the one it started from), density,
+    megabytes.
 
     Args:
         summary: what `summary.json` holds.
     """
     result, sent = summary["mean"], summary["bytes"]
-    shown = [(f"{show(result[key], 100)} %", f"mean {METRIC_TITLES[key]}")
-             for key in ("rank1", "map", "accuracy") if result.get(key) is not None]
-    start = _stage(summary, "start")[1].get("map")
-    if start is not None and result.get("map") is not None:
-        change = f"mean mAP: start {show(start, 100)} % → {show(result['map'], 100)} %"
-        shown = [(value, change if label == "mean mAP" else label) for value, label in shown]
+    after = _stage(summary, "after")[1]
+    shown = []
+    for key, label in (
+        ("pooled", "accuracy over all clients' test images"), ("accuracy", "mean accuracy over clients"),
+        ("rank1", "mean Rank-1"), ("map", "mean mAP"),
+    ):
+        if result.get(key) is not None:
+            start = _stage(summary, "start")[1].get("map") if key == "map" else None
+            if start is not None:
+                label = f"mean mAP: start {show(start, 100)} % → {show(result['map'], 100)} %"
+            if key in ("pooled", "accuracy") and after.get(key) is not None:
+                label += f"; {show(after[key], 100)} % after local fine-tuning"
+            shown.append((f"{show(result[key], 100)} %", label, key == "pooled"))
     if result.get("density") is not None:
-        shown.append((show(result["density"], digits=3), "mean density"))
-    directions = f"sent ({show(sent['down'], 1e-6)} down, {show(sent['up'], 1e-6)} up)"
-    shown.append((f"{show(sent['total'], 1e-6)} MB", directions))
-    shown.append((f"{show(sent['dense_total'], 1e-6)} MB", "the same messages, dense"))
+        shown.append((show(result["density"], digits=3), "mean density", False))
+    if sent["total"]:
+        directions = f"sent ({show(sent['down'], 1e-6)} down, {show(sent['up'], 1e-6)} up)"
+        shown.append((f"{show(sent['total'], 1e-6)} MB", directions, False))
+        shown.append((f"{show(sent['dense_total'], 1e-6)} MB", "the same messages, dense", False))
+    else:
+        shown.append(("nothing", "sent", False))
     if summary.get("saving") is not None:
-        shown.append((f"{show(summary['saving'], 100)} %", "saved against dense"))
+        shown.append((f"{show(summary['saving'], 100)} %", "saved against dense", False))
     return '<div class="tiles">' + "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in shown
+        f'<div class="tile{" big" if big else ""}"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+        for value, label, big in shown
     ) + "</div>"
 
 
@@ -58,8 +70,8 @@ _Groups = Sequence[tuple[str, Sequence[str]]]
 _Rows = Sequence[tuple[str, Sequence[Sequence[str]]]]
 
 
-def _html_table(groups: _Groups, rows: _Rows) -> str:
-    """Groups of columns (title, title of each column) over rows (name, cells of each group); the last row is a mean."""
+def _html_table(groups: _Groups, rows: _Rows, head: str = "Client", means: int = 1) -> str:
+    """Groups of columns (title, title of each column) over rows (name, cells of each group); the last are means."""
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         # A line marks where a group of columns begins.
@@ -71,11 +83,21 @@ def _html_table(groups: _Groups, rows: _Rows) -> str:
         f'<tr><td title="{escape(name)}">{escape(name)}</td>{"".join(cells("td", texts) for texts in of)}</tr>'
         for name, of in rows
     ]
+    body = len(lines) - means
     return (
         f'<div class="card scroll"><table><thead><tr><td></td>{top}</tr>'
-        f'<tr><th>Client</th>{"".join(cells("th", titles) for _, titles in groups)}</tr></thead>'
-        f"<tbody>{''.join(lines[:-1])}</tbody><tfoot>{lines[-1]}</tfoot></table></div>"
+        f'<tr><th>{head}</th>{"".join(cells("th", titles) for _, titles in groups)}</tr></thead>'
+        f"<tbody>{''.join(lines[:body])}</tbody><tfoot>{''.join(lines[body:])}</tfoot></table></div>"
     )
+
+
+def _client_table(groups: _Groups, rows: _Rows) -> str:
+    """A table whose last row is the mean; of many clients only this row, and all of them folded away below it."""
+    whole = _html_table(groups, rows)
+    if len(rows) - 1 <= MOST_ROWS:
+        return whole
+    title = f"All {len(rows) - 1} clients"
+    return f"{_html_table(groups, rows[-1:])}<details><summary>{title}</summary>{whole}</details>"
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -84,29 +106,69 @@ def table(summary: Mapping[str, Any]) -> str:
     Args:
         summary: what `summary.json` holds.
     """
-    clients, sent = summary["clients"], summary["bytes"].get("per_client", {})
+    clients, sent = summary["clients"], summary["bytes"].get("per_client") or {}
     of_end = (clients, summary["mean"])
-    groups = {"Before local fine-tuning": of_end, "After local fine-tuning": _stage(summary, "after")}
-    shown = [(title, of, keys) for title, of in groups.items() if (keys := known_metrics(of[0], {"": of[1]}))]
+    stages = {"Before local fine-tuning": of_end, "After local fine-tuning": _stage(summary, "after")}
+    shown = [(title, of, keys) for title, of in stages.items() if (keys := known_metrics(of[0], {"": of[1]}))]
     with_density = any(row.get("density") is not None for row in clients.values())
+    ways = ("down", "up") if sent else ()
 
     def row(
-        name: str, results: Sequence[Mapping[str, Any]], density: float | None, down: float | None, up: float | None
+        name: str, results: Sequence[Mapping[str, Any]], density: float | None, sizes: Mapping[str, float | None]
     ) -> tuple[str, list[list[str]]]:
         cells = [[show(result.get(key), 100) for key in keys]
                  for (_, _, keys), result in zip(shown, results, strict=True)]
-        sizes = [show(density, digits=3)] if with_density else []
-        return name, [*cells, [*sizes, show(down, 1e-6), show(up, 1e-6)]]
+        size = [*([show(density, digits=3)] if with_density else []), *(show(sizes.get(way), 1e-6) for way in ways)]
+        return name, [*cells, *([size] if size else [])]
 
-    titles = [(f"{title} (%)", [METRIC_TITLES[key] for key in keys]) for title, _, keys in shown]
+    groups = [(f"{title} (%)", [METRIC_TITLES[key] for key in keys]) for title, _, keys in shown]
+    titles = [*(["Density"] if with_density else []), *(f"MB {way}" for way in ways)]
     rows = [
-        row(name, [of[0].get(name, {}) for _, of, _ in shown], result.get("density"),
-            sent.get(name, {}).get("down"), sent.get(name, {}).get("up"))
+        row(name, [of[0].get(name, {}) for _, of, _ in shown], result.get("density"), sent.get(name, {}))
         for name, result in clients.items()
     ]
-    down, up = (mean([counts[way] for counts in sent.values()]) for way in ("down", "up"))
-    rows.append(row("mean", [of[1] for _, of, _ in shown], summary["mean"].get("density"), down, up))
-    return _html_table([*titles, ("Size", [*(["Density"] if with_density else []), "MB down", "MB up"])], rows)
+    means = {way: mean([counts[way] for counts in sent.values()]) for way in ways}
+    rows.append(row("mean", [of[1] for _, of, _ in shown], summary["mean"].get("density"), means))
+    notes = [f"{title}: {note}." for title, of in stages.items() if (note := accuracy_note(of[1]))]
+    below = f'<p class="soft">{" ".join(notes)}</p>' if notes else ""
+    return _client_table([*groups, *([("Size", titles)] if titles else [])], rows) + below
+
+
+def unseen(summary: Mapping[str, Any]) -> str:
+    """The server's model on sites of no client; empty for none.
+
+    Args:
+        summary: what `summary.json` holds.
+    """
+    clients, result = _stage(summary, "unseen")
+    if not clients:
+        return ""
+    keys = known_metrics(clients, {"": result})
+    rows = [(name, [[show(row.get(key), 100) for key in keys]]) for name, row in [*clients.items(), ("mean", result)]]
+    table = _html_table([("The server's model (%)", [METRIC_TITLES[key] for key in keys])], rows, "Site")
+    return f"<h2>Sites nobody trained on</h2>{table}"
+
+
+def best(summary: Mapping[str, Any]) -> str:
+    """The last round beside the maximum over the tests of the run, for classification; empty for other runs.
+
+    Args:
+        summary: what `summary.json` holds.
+    """
+    maxima = summary.get("best") or {}
+    last = {"before": summary["mean"], "after": _stage(summary, "after")[1]}
+    keys = ("pooled", "accuracy")
+    rows = [
+        (f"{stage} local fine-tuning", [[show(row.get(key), 100) for key in keys] for row in (end, maxima[stage])])
+        for stage, end in last.items() if accuracy_note(maxima.get(stage, {}))
+    ]
+    if not rows:
+        return ""
+    titles = ["over all images", "mean over clients"]
+    groups = [("Last round (%)", titles), ("Maximum over the tests (%)", titles)]
+    note = ("Maximum over the tests: the papers' convention, which chooses the round on test data, here for each number "
+            "by itself.")
+    return f'<h2>Last round and best test</h2>{_html_table(groups, rows, "Accuracy", 0)}<p class="soft">{note}</p>'
 
 
 def stages(summary: Mapping[str, Any]) -> str:
@@ -125,9 +187,9 @@ def stages(summary: Mapping[str, Any]) -> str:
     keys = [key for key in ("rank1", "map", "accuracy")
             if key in known_metrics(*(of[0] for of in shown.values()), *({"": of[1]} for of in shown.values()))]
     groups = [(title, [METRIC_TITLES[key] for key in keys]) for title in shown]
-    with_change = "Start (%)" in shown
+    with_change, main = "Start (%)" in shown, headline_metric(end[1])
     if with_change:
-        groups.append(("Change", ["mAP (points)"]))
+        groups.append(("Change", [f"{METRIC_TITLES[main]} (points)"]))
     if held_out:
         groups.append(("Held-out training images", ["mAP (%)"]))
 
@@ -136,7 +198,7 @@ def stages(summary: Mapping[str, Any]) -> str:
     ) -> tuple[str, list[list[str]]]:
         cells = [[show(result.get(key), 100) for key in keys] for result in results]
         if with_change:
-            first, last = results[0].get("map"), results[-1].get("map")
+            first, last = results[0].get(main), results[-1].get(main)
             cells.append(["-" if first is None or last is None else f"{100 * (last - first):+.1f}"])
         if held_out:
             cells.append([show(validation, 100)])
@@ -145,10 +207,11 @@ def stages(summary: Mapping[str, Any]) -> str:
     validations = held_out.get("clients") or {}
     rows = [row(name, [of[0].get(name, {}) for of in shown.values()], validations.get(name)) for name in end[0]]
     rows.append(row("mean", [of[1] for of in shown.values()], held_out.get("mean")))
-    notes = ["End: before local fine-tuning."]
+    notes = [f"{title.removesuffix(' (%)')}: {note}." for title, of in shown.items() if (note := accuracy_note(of[1]))]
+    notes.insert(0, "End: before local fine-tuning.")
     if held_out:
         notes.append("Held-out training images: by their true identities, which nothing but this table reads.")
-    return f'<h2>From start to end</h2>{_html_table(groups, rows)}<p class="soft">{" ".join(notes)}</p>'
+    return f'<h2>From start to end</h2>{_client_table(groups, rows)}<p class="soft">{" ".join(notes)}</p>'
 
 
 def listed(title: str, lines: Sequence[str]) -> str:

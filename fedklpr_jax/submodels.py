@@ -125,6 +125,9 @@ def make_programs(
         "start", lambda arrays, inputs: (whole.method.personalise(inputs.message, inputs.client), inputs.client)
     )
 
+    # On the devices, where the begin left them.
+    rows_of = jax.jit(lambda tree, rows: jax.tree.map(lambda leaf: leaf[rows], tree))
+
     def begin(program: Any, scalars: tuple[Any, ...], inputs: RoundInputs) -> tuple[PyTree, ClientState]:
         ordered, places = spread(inputs, devices)
         return taken(jax.block_until_ready(program(scalars, ordered)), places, devices)
@@ -142,7 +145,8 @@ def make_programs(
         for device, members in enumerate(_members(np.asarray(inputs.data.index), len(trains))):
             for rows in _calls(members, inputs.steps, size, devices):
                 own, chosen = rows >= 0, np.maximum(rows, 0)
-                work, (model, client) = jax.tree.map(lambda leaf, c=chosen: leaf[c], (inputs, begun))
+                work = jax.tree.map(lambda leaf, c=chosen: leaf[c], inputs)
+                model, client = rows_of(begun, chosen)
                 work = work._replace(steps=np.where(own, work.steps, 0).astype(np.int32))
                 began = time.monotonic()
                 out = jax.block_until_ready(trains[device][which](round_, rates, work, model, client, watch))

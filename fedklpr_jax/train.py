@@ -13,13 +13,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from fedklpr_jax import checkpoint, report
+from fedklpr_jax import checkpoint, pictures, report
 from fedklpr_jax import config as settings
 from fedklpr_jax.assembly import Federation, cache_directory, make_federation
-from fedklpr_jax.data.site import Site
+from fedklpr_jax.console import Console
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.features import Evaluation
-from fedklpr_jax.metrics import METRIC_TITLES, Console, Ledger, MetricsLog, mean, read_metrics, write_json
+from fedklpr_jax.metrics import METRIC_TITLES, Ledger, MetricsLog, mean, read_metrics, write_json
 from fedklpr_jax.round import start
 from fedklpr_jax.simulation import (
     Evaluations,
@@ -33,7 +33,6 @@ from fedklpr_jax.simulation import (
 
 # Settings that may differ between the runs before and after an interruption: they change no number.
 FREE = frozenset({"out", "name", "compilation_cache", "data.cache", "checkpoint.keep", "checkpoint.every"})
-SHOWN_QUERIES = 3
 
 
 def fingerprint(config: ml_collections.ConfigDict) -> str:
@@ -232,7 +231,9 @@ def _conclude(
     }  # fmt: skip
     write_json(directory / "summary.json", summary)
     # Written last, the report marks the run as finished.
-    report.write_report(directory, ranked_lists(federation.exams, before))
+    report.write_report(
+        directory, pictures.ranked_lists(federation, before), pictures.classified_pictures(federation, before)
+    )
     names = ("report.html", "summary.json", "metrics.jsonl", "checkpoints")
     console.table(summary, [directory / name for name in names])
     return summary
@@ -279,28 +280,3 @@ def _failures(
     if first is not None and end["map"] <= first:
         failures.append(f"mAP {100 * end['map']:.1f} % is no better than the {100 * first:.1f} % it started from")
     return failures
-
-
-def ranked_lists(exams: Sequence[Site], evaluations: Evaluations) -> dict[str, list[report.RankedList]]:
-    """A few ranked lists a re-ID test for the report, evenly spread over its valid queries."""
-    sites = {site.name: site for site in exams}
-    lists: dict[str, list[report.RankedList]] = {}
-    for name, result in evaluations.items():
-        if not isinstance(result, Evaluation):
-            continue
-        site = sites[name]
-        valid = np.flatnonzero(~np.isnan(result.average_precisions))
-        shown = valid[np.linspace(0, len(valid) - 1, min(SHOWN_QUERIES, len(valid))).astype(int)]
-        lists[name] = []
-        for q in shown:
-            rows = result.top[q][result.top[q] >= 0]
-            lists[name].append(
-                report.RankedList(
-                    query=np.asarray(site.query.pixels[q]),
-                    gallery=np.asarray(site.gallery.pixels[rows]),
-                    hits=site.gallery.ids[rows] == site.query.ids[q],
-                    query_name=site.query.names[q],
-                    gallery_names=tuple(site.gallery.names[int(row)] for row in rows),
-                )
-            )
-    return lists

@@ -24,10 +24,11 @@ from PIL import Image
 from fedklpr_jax import assembly, checkpoint, cli, exchange, weights
 from fedklpr_jax import round as rounds
 from fedklpr_jax.config import resolved
+from fedklpr_jax.console import Console
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.data.folder import SPLITS
 from fedklpr_jax.errors import InputError
-from fedklpr_jax.metrics import Console, read_metrics
+from fedklpr_jax.metrics import read_metrics
 from fedklpr_jax.models.spec import make_spec
 from fedklpr_jax.trees import parameter_count
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedklpr_jax.config import FIELDS, ByTask, default_config, flat, resolved, validate
+from fedklpr_jax.config import FIELDS, default_config, flat, resolved, validate
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.fields import ByTask
 from fedklpr_jax.methods import METHODS
 
 pytestmark = pytest.mark.short

@@ -56,7 +56,7 @@ def test_the_recipe_for_a_method_works_when_followed(tmp_path):
     (copy / "methods" / "fedavgm.py").write_text(python_blocks(page)[0], encoding="utf-8")
     replaced(copy / "methods" / "__init__.py", r"from fedklpr_jax\.methods import \(", "@fedavgm, ")
     replaced(copy / "methods" / "__init__.py", r"\nMETHODS\b.*\{\n", f"@    {registered}\n")
-    replaced(copy / "config.py", r'"method\.name": Field\([\s\S]*?_one_of\(', '@"fedavgm", ')
+    replaced(copy / "config.py", r'"method\.name": Field\([\s\S]*?one_of\(', '@"fedavgm", ')
     replaced(copy / "config.py", r"\nFIELDS\b.*\{\n", f"@    {field}\n")
     shutil.copy(tmp_path / "experiments" / "fedpav.py", tmp_path / "experiments" / "fedavgm.py")
     replaced(tmp_path / "experiments" / "fedavgm.py", r'method\.name = "fedpav"', 'method.name = "fedavgm"')

@@ -16,9 +16,9 @@ import pytest
 
 from fedklpr_jax import pretrain, weights
 from fedklpr_jax.config import resolved, validate
+from fedklpr_jax.console import Console
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.errors import InputError
-from fedklpr_jax.metrics import Console
 from tests.federations import SPECS, TINY, tiny_config
 
 RECIPE = pretrain.Recipe(

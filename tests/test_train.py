@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedklpr_jax import assembly, simulation, train
 from fedklpr_jax import round as rounds
 from fedklpr_jax.config import default_config, flat, resolved
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.evaluation.accuracy import Classified
 from fedklpr_jax.federated import Method, Upload, send_all
 from fedklpr_jax.methods import local
 from fedklpr_jax.methods.fedpav import is_classifier
@@ -228,3 +230,62 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     federation.config.seed = 1
     with pytest.raises(InputError, match="its checkpoint belongs to other settings"):
         train._load_or_start(federation, tmp_path)
+
+
+def weight_of_the_kernel(federation):
+    """The same federation, tested by the sum of a model's two weights, as an "accuracy" on as many images as n_k."""
+
+    def evaluate(variables, test):
+        images = int(federation.task.clients[test].images)
+        value = float(np.sum(variables["params"]["trunk"]["kernel"]))
+        return Classified({"accuracy": value, "images": images}, np.zeros(images, int), np.zeros(images, int))
+
+    task = dataclasses.replace(federation.task, evaluate=evaluate)
+    engine = federation.engine._replace(task=task)
+    return dataclasses.replace(federation, engine=engine)
+
+
+def test_accuracy_is_told_as_the_mean_over_clients_and_over_all_images():
+    federation, state = begin(local.make())
+    results = {name: Classified({"accuracy": a, "images": n}, np.zeros(n, int), np.zeros(n, int))
+               for name, a, n in (("client 0", 0.5, 10), ("client 1", 1.0, 30), ("client 2", 0.75, 20))}  # fmt: skip
+    event = simulation.headline(federation, results, state.clients)
+    assert event["mean"]["accuracy"] == pytest.approx(0.75)
+    assert event["mean"]["pooled"] == pytest.approx((0.5 * 10 + 1.0 * 30 + 0.75 * 20) / 60)
+    assert "pooled" not in event["clients"]["client 0"] and "unseen" not in event
+
+
+def test_local_epochs_after_the_last_download_are_the_same_for_few_clients_at_a_time():
+    found = []
+    for share in (1.0, 0.34, 0.67):
+        federation, state = begin(Method("fedavg", is_local=is_classifier), participation=share, rounds=1)
+        federation = weight_of_the_kernel(federation)
+        state = state._replace(server=state.server._replace(round=jnp.int32(1)))
+        _, messages, _ = simulation.evaluate_before(federation, state)
+        results = simulation.evaluate_after(federation, state, messages)
+        found.append({name: result.metrics["accuracy"] for name, result in results.items()})
+    # One step from (0, 0) goes half of the way to each client's own target.
+    assert found[0] == {"client 0": 2.0, "client 1": 0.5, "client 2": 2.25}
+    assert found[1] == found[0] == found[2]
+
+
+def test_the_best_of_the_tests_leaves_the_start_out():
+    def event(round_, stage, **means):
+        return {"event": "eval", "round": round_, "stage": stage, "mean": means}
+
+    events = [
+        event(0, "before", accuracy=0.99, density=1.0),
+        event(1, "before", accuracy=0.3, pooled=0.6, density=1.0),
+        {"event": "round", "round": 1},
+        event(2, "before", accuracy=0.5, pooled=0.4, density=0.5),
+        event(2, "after", accuracy=0.7, pooled=None),
+    ]
+    assert train._best(events) == {"before": {"accuracy": 0.5, "pooled": 0.6}, "after": {"accuracy": 0.7}}
+
+
+def test_the_first_round_may_be_longer_by_the_tasks_wish():
+    federation, _ = begin(local.make(), rounds=5, last__epochs=7)
+    engine = federation.engine._replace(task=dataclasses.replace(federation.task, first_epochs=4))
+    longer = dataclasses.replace(federation, engine=engine)
+    assert [simulation.epochs_of(longer, round_) for round_ in (0, 1, 4)] == [4, 1, 7]
+    assert [simulation.epochs_of(federation, round_) for round_ in (0, 1, 4)] == [1, 1, 7]

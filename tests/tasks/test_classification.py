@@ -10,11 +10,11 @@ import pytest
 from fedklpr_jax import assembly, client_update
 from fedklpr_jax import round as rounds
 from fedklpr_jax.config import default_config, resolved
+from fedklpr_jax.console import Console
 from fedklpr_jax.data.labelled import Labelled
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.accuracy import classified
 from fedklpr_jax.methods import make_method
-from fedklpr_jax.metrics import Console
 from fedklpr_jax.models.spec import ModelSpec
 from fedklpr_jax.tasks import classification
 from fedklpr_jax.tasks.classification import Share
