@@ -29,13 +29,13 @@ import optax
 
 from benchmarks._common import Prepare, again, machine, print_header, print_row, timed_in_turn
 from fedklpr_jax import exchange, losses, pruning
+from fedklpr_jax.assembly import load_sites, make_federation
 from fedklpr_jax.config import default_config, resolved
 from fedklpr_jax.console import Console
 from fedklpr_jax.federated import ClientState, Message, ServerState, Task, Upload
 from fedklpr_jax.methods import make_method
 from fedklpr_jax.models.spec import ModelSpec
 from fedklpr_jax.round import Engine, client_key, make_engine, rates, round_inputs, simulate, stack_uploads, start
-from fedklpr_jax.assembly import load_sites, make_federation
 from fedklpr_jax.tasks import supervised
 from fedklpr_jax.trees import merge, unstack
 

@@ -43,6 +43,14 @@ class DeviceClasses:
         """From a setting such as `1.0,0.8,0.6,0.4`."""
         return cls(tuple(float(share) for share in shares.split(",")), least)
 
+    def share_of(self, client: int) -> float:
+        """The share of the channels that a client trains.
+
+        >>> DeviceClasses.parse("1.0, 0.5", 8).share_of(3)
+        0.5
+        """
+        return self.shares[client % len(self.shares)]
+
     def specs(self, spec: ModelSpec) -> tuple[ModelSpec, ...]:
         """The network that each class trains."""
         return tuple(spec.scaled(share, self.least) for share in self.shares)

@@ -80,8 +80,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _legend(styles: Mapping[str, Style]) -> str:
     if len(styles) > MANY:
-        text = (f"{len(styles)} clients. Thick line: their mean, or what its legend says. Dark band: the middle half "
-                "of those with a value in the round; light band: from the least to the greatest.")
+        text = ("Thick line: the mean over the clients, or what its legend says. Dark band: the middle half of those "
+                "with a value in the round; light band: from the least to the greatest.")
         return f'<p class="legend card soft">{text}</p>'
     items = "".join(
         f'<li><svg viewBox="0 0 22 10" aria-hidden="true">'

@@ -154,5 +154,5 @@ def classified_pictures(
         parts.append(f'<h3>{escape(name)}<span class="soft">{right}</span></h3>'
                      f'<div class="ranked classes">{"".join(pictures)}</div>')
     return ('<h2>Test pictures and their predicted classes</h2><div class="card"><p class="soft">Before local '
-            "fine-tuning; chosen without a look at the result. ✓ and a full green frame: the right class; ✗ and a "
-            f'dashed red frame: another one.</p>{"".join(parts)}</div>')
+            "fine-tuning; clients from the best to the worst, pictures evenly spread over a client's test. ✓ and a "
+            f'full green frame: the right class; ✗ and a dashed red frame: another one.</p>{"".join(parts)}</div>')

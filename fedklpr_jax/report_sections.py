@@ -166,8 +166,8 @@ def best(summary: Mapping[str, Any]) -> str:
         return ""
     titles = ["over all images", "mean over clients"]
     groups = [("Last round (%)", titles), ("Maximum over the tests (%)", titles)]
-    note = ("Maximum over the tests: the papers' convention, which chooses the round on test data, here for each number "
-            "by itself.")
+    note = ("Maximum over the tests: the papers' convention, which chooses the round on test data; here for each "
+            "number alone.")
     return f'<h2>Last round and best test</h2>{_html_table(groups, rows, "Accuracy", 0)}<p class="soft">{note}</p>'
 
 

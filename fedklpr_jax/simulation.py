@@ -74,6 +74,14 @@ def collect(federation: Federation, upload: Upload, client: ClientState) -> tupl
     return decoded, len(payload), ""
 
 
+def _dense_length(federation: Federation, server: ServerState, upload: Upload, length: int) -> int:
+    """What an upload of `length` would measure unpruned: itself, or one of the present global model."""
+    if upload.mask is None or all(np.asarray(kept).all() for kept in jax.tree.leaves(upload.mask)):
+        return length
+    dtype = federation.config.wire.dtype
+    return len(exchange.pack(jax.device_get(server.model), None, upload.scalars, None, dtype))
+
+
 class Split:
     """Seconds spent in the parts of a round, by name."""
 
@@ -135,8 +143,9 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
         else:
             clients[k] = after
             # A refused upload says nothing of the dense size: NaN compresses to nearly nothing.
-            if up:
-                ledger = ledger.measured(name, up, parameter_count(upload.model))
+            if up and name not in ledger.dense_payload:
+                dense = _dense_length(federation, server, upload, up)
+                ledger = ledger.measured(name, dense, parameter_count(upload.model))
         uploads.append(decoded)
         accepted.append(not reason)
         log[name] = {key: float(value) for key, value in facts.items() if key != "decision"}
@@ -149,6 +158,8 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
             if not steps[-1]:
                 del log[name]["loss"]
         log[name] |= {"bytes_down": down, "bytes_up": up, "images": int(task.clients[k].images)}
+        if engine.method.capacity:
+            log[name]["capacity"] = engine.method.capacity.share_of(k)
     with split.watch("aggregation"):
         server, weights = jax.block_until_ready(engine.aggregate(server, stack_uploads(uploads, chosen, accepted)))
     for key, values in weights.items():

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedklpr_jax import figures, plots, report_sections
+from fedklpr_jax import figures, panels, plots, report_sections
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.figures import LIGHT, Bars, Curve, Panel, Plot, client_styles, draw
 from fedklpr_jax.metrics import MetricsLog, write_json
 from fedklpr_jax.plots import idle_epochs, run_plots
-from fedklpr_jax.report import RankedList, write_report
+from fedklpr_jax.report import write_report
+from fedklpr_jax.report_pictures import ClassifiedPictures, RankedList
 
 EVIL = "<script>alert('$x^$')</script>"
 PANELS = ["Accuracy per round", "Accuracy against bytes exchanged", "Density", "Aggregation weights",
@@ -112,7 +113,7 @@ def _unsupervised_run(directory: Path, events: list[dict], **summary: object) ->
 
 
 def test_examples_in_the_docs():
-    for module in (figures, plots, report_sections):
+    for module in (figures, panels, plots, report_sections):
         assert doctest.testmod(module).failed == 0
 
 
@@ -351,3 +352,127 @@ def test_ranked_list_refuses_what_does_not_fit():
         RankedList(pixels, pixels, np.array([True]), "q", ["g"])
     with pytest.raises(ValueError, match="2 names"):
         RankedList(pixels, pixels[None], np.array([True]), "q", ["g", "h"])
+
+
+# ------------------------------------------------------------------------------------- classification, many clients
+def _labelled_run(directory: Path, count: int, events: list[dict] | None = None, **summary: object) -> Path:
+    """`count` clients, the k-th with an accuracy of k % before and 50 + k / 2 % after local fine-tuning."""
+    names = [f"c{k:03d}" for k in range(count)]
+    before = {name: {"accuracy": k / 100, "images": 10 + k, "density": 1.0} for k, name in enumerate(names)}
+    after = {name: {"accuracy": 0.5 + k / 200} for k, name in enumerate(names)}
+    start = {"clients": {name: {"accuracy": 0.0} for name in names}, "mean": {"accuracy": 0.0, "pooled": 0.01}}
+    return _run(directory, events or [], **{
+        "task": "classification", "clients": before, "mean": {"accuracy": 0.4, "pooled": 0.45, "density": 1.0},
+        "after": {"clients": after, "mean": {"accuracy": 0.6, "pooled": 0.65}}, "start": start, **summary})
+
+
+def _tiles(text: str) -> list[tuple[str, str, str]]:
+    return re.findall('<div class="tile( big)?"><b>([^<]*)</b><span>([^<]*)</span>', text)
+
+
+def test_the_big_tile_of_classification_is_the_accuracy_over_all_images(tmp_path):
+    text = write_report(_labelled_run(tmp_path, 3), {}).read_text()
+    assert _tiles(text)[:2] == [
+        (" big", "45.0 %", escape("accuracy over all clients' test images; 65.0 % after local fine-tuning")),
+        ("", "40.0 %", "mean accuracy over clients; 60.0 % after local fine-tuning")]
+    assert [big for big, *_ in _tiles(text)].count(" big") == 1
+
+
+def test_pooled_accuracy_is_a_note_and_no_column(tmp_path):
+    text = write_report(_labelled_run(tmp_path, 3), {}).read_text()
+    assert "<th>Accuracy (pooled)" not in text and ">Accuracy (pooled)<" not in text
+    assert "Before local fine-tuning: 40.0 % mean accuracy over clients, 45.0 % over all their images." in text
+    assert "After local fine-tuning: 60.0 % mean accuracy over clients, 65.0 % over all their images." in text
+
+
+def test_the_change_of_a_classification_run_is_in_accuracy(tmp_path):
+    cells = _stage_cells(write_report(_labelled_run(tmp_path, 3), {}).read_text())
+    assert cells[0] == ["", "Start (%)", "End (%)", "Change"]
+    assert cells[1] == ["Client", "Accuracy", "Accuracy", "Accuracy (points)"]
+    assert cells[3:] == [["c001", "0.0", "1.0", "+1.0"], ["c002", "0.0", "2.0", "+2.0"],
+                         ["mean", "0.0", "40.0", "+40.0"]]
+
+
+def test_many_rows_fold_away_behind_their_mean_and_a_distribution(tmp_path):
+    few = write_report(_labelled_run(tmp_path, 20), {}).read_text()
+    assert "<details><summary>All" not in few and "Accuracy of the clients" not in few
+    (tmp_path / "many").mkdir()
+    many = write_report(_labelled_run(tmp_path / "many", 100), {}).read_text()
+    assert many.count("<details><summary>All 100 clients</summary>") == 2
+    outside = re.sub("<details>.*?</details>", "", many)
+    assert "c001" not in outside and 'title="mean"' in outside
+    assert many.count('<td title="c099">') == 2 and _has(many, "Accuracy of the clients")
+
+
+def test_the_legend_of_many_clients_names_none(tmp_path):
+    def losses(count: int) -> list[dict]:
+        return [{"event": "round", "round": 0, "clients": {f"c{k}": {"loss": float(k)} for k in range(count)}}]
+
+    text = write_report(_run(tmp_path, losses(40)), {}).read_text()
+    assert "<ol" not in text and 'class="legend card soft"' in text
+    (tmp_path / "few").mkdir()
+    assert write_report(_run(tmp_path / "few", losses(8)), {}).read_text().count("<li><svg") == 8 + 2
+
+
+def test_one_client_for_all_tests(tmp_path):
+    """Centralised training: the rounds know one client, the tests have the names of the sites."""
+    sent = {"down": 0, "up": 0, "total": 0, "dense_total": 0, "raw_total": 0, "per_client": {}}
+    rounds = [{"event": "round", "round": number, "clients": {"all": {"loss": 1.0, "weight": 1.0}}}
+              for number in range(2)]
+    for count, listed in ((3, 1), (40, 0)):
+        directory = tmp_path / str(count)
+        directory.mkdir()
+        text = write_report(_labelled_run(directory, count, rounds, bytes=sent, saving=None), {}).read_text()
+        assert f"1 client, {count} tests" in text and text.count("</svg> all</li>") == listed
+        assert _has(text, "Training loss") and not _has(text, "Aggregation weights")
+        assert ">MB " not in text and not any("MB" in value for _, value, _ in _tiles(text))
+        assert ("", "nothing", "sent") in _tiles(text)
+        styles = client_styles([*(f"c{k:03d}" for k in range(count)), "all"])
+        (loss,) = run_plots(rounds, styles)
+        assert [(curve.style, curve.label) for curve in loss.panels[0].curves] == [
+            (styles["all"], "" if listed else "all")]
+
+
+def test_sites_nobody_trained_on_have_their_table(tmp_path):
+    row = {"rank1": 0.25, "map": 0.125, "density": 1.0}
+    text = write_report(_run(tmp_path, [], unseen={"clients": {EVIL: row}, "mean": row}), {}).read_text()
+    section = re.search("<h2>Sites nobody trained on</h2>.*?</table>", text).group()
+    assert [re.findall("<t[dh][^>]*>([^<]*)<", line) for line in re.findall("<tr>.*?</tr>", section)] == [
+        ["", escape("The server's model (%)", quote=False)], ["Site", "Rank-1", "mAP"],
+        [escape(EVIL), "25.0", "12.5"], ["mean", "25.0", "12.5"]]
+
+
+def test_the_maximum_over_the_tests_stands_beside_the_last_round_of_classification_only(tmp_path):
+    best = {"before": {"accuracy": 0.5, "pooled": 0.55}, "after": {"accuracy": 0.7, "pooled": 0.75}}
+    text = write_report(_labelled_run(tmp_path, 3, best=best), {}).read_text()
+    section = re.search("<h2>Last round and best test</h2>.*?</p>", text).group()
+    rows = [re.findall("<td[^>]*>([^<]*)<", line) for line in re.findall("<tr>.*?</tr>", section)][2:]
+    assert rows == [["before local fine-tuning", "45.0", "40.0", "55.0", "50.0"],
+                    ["after local fine-tuning", "65.0", "60.0", "75.0", "70.0"]]
+    assert "Maximum over the tests (%)" in section and "chooses the round on test data" in section
+    assert "best test" not in write_report(
+        _run(tmp_path, [], best={"before": {"rank1": 0.9, "map": 0.8}, "after": {}}), {}).read_text()
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+def test_classified_pictures_tell_hit_and_miss_with_both_classes(tmp_path):
+    pixels = np.zeros((2, 8, 8, 3), np.uint8)
+    strips = {"c001": ClassifiedPictures(pixels, ["disc", EVIL], ["disc", "ring"])}
+    text = write_report(_labelled_run(tmp_path, 3), {}, strips).read_text()
+    section = text[text.index("<h2>Test pictures"):text.index("<h2>Run it again")]
+    assert re.findall(r'<figure class="(\w+)"><img [^>]* title="([^"]*)"[^>]*><figcaption>([^<]*)<', section) == [
+        ("hit", "predicted disc, is disc", "✓ disc"),
+        ("miss", f"predicted {escape(EVIL)}, is ring", f"✗ {escape(EVIL)}\nis ring")]
+    assert "1.0 % of its test pictures right" in section and section.count("data:image/png") == 2
+    assert "Test pictures" not in write_report(tmp_path, {}, {}).read_text()
+
+
+def test_classified_pictures_stay_within_the_budget(tmp_path):
+    names = ["disc"] * 100
+    strip = ClassifiedPictures(np.zeros((100, 8, 8, 3), np.uint8), names, names)
+    text = write_report(_run(tmp_path, []), {}, {f"c{k}": strip for k in range(7)}).read_text()
+    assert text.count('<figure class="hit">') == 240 // 7 * 7
+    with pytest.raises(ValueError, match="uint8"):
+        ClassifiedPictures(np.zeros((1, 8, 8, 1), np.uint8), ["disc"], ["disc"])
+    with pytest.raises(ValueError, match="2 predicted and 1 right"):
+        ClassifiedPictures(np.zeros((1, 8, 8, 3), np.uint8), ["disc", "disc"], ["disc"])

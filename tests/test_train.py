@@ -21,6 +21,7 @@ from fedklpr_jax.federated import Method, Upload, send_all
 from fedklpr_jax.methods import local
 from fedklpr_jax.methods.fedpav import is_classifier
 from fedklpr_jax.metrics import Ledger, MetricsLog, read_metrics
+from fedklpr_jax.pruning import apply_mask
 from tests.federations import toy_task
 
 TARGETS = ((1.0, 3.0), (2.0, -1.0), (4.0, 0.5))
@@ -289,3 +290,19 @@ def test_the_first_round_may_be_longer_by_the_tasks_wish():
     longer = dataclasses.replace(federation, engine=engine)
     assert [simulation.epochs_of(longer, round_) for round_ in (0, 1, 4)] == [4, 1, 7]
     assert [simulation.epochs_of(federation, round_) for round_ in (0, 1, 4)] == [1, 1, 7]
+
+
+def test_a_first_upload_that_is_pruned_already_is_not_taken_for_a_dense_one():
+    def prune(model, client, context):
+        mask = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) > 0, model)
+        return send_all(apply_mask(model, mask), client, context)[0]._replace(mask=mask), client, {}
+
+    sizes = {}
+    for name, finish in (("dense", send_all), ("pruned", prune)):
+        federation, state = begin(Method(name, is_local=is_classifier, finish=finish))
+        state, _ = simulation.run_round(federation, state)
+        sizes[name] = state.ledger
+    # One float32 less beside the mask's bits; the frame around the values is the same.
+    assert sizes["pruned"].up != sizes["dense"].up
+    for client, dense in sizes["dense"].dense_payload.items():
+        assert abs(sizes["pruned"].dense_payload[client] - dense) <= 8
