@@ -71,7 +71,7 @@ def make_rounds(method: str, small: bool) -> tuple[Any, Rounds]:
         return config, Rounds(make_federation(config, Console()).engine)
     config.update_from_flattened_dict(SMALL)
     chosen = make_method(config.method)
-    sites, _ = load_sites(config)
+    sites, _, _ = load_sites(config)
     task = supervised.make_task(sites, TINY, config, union=not chosen.is_local("params/classifier/kernel"))
     return config, Rounds(make_engine(task, chosen, epochs=config.epochs))
 

@@ -8,10 +8,11 @@ import pytest
 from fedklpr_jax import assembly, simulation
 from fedklpr_jax import round as rounds
 from fedklpr_jax.config import default_config, resolved
+from fedklpr_jax.console import Console
 from fedklpr_jax.data.synthetic import DEFAULT_SITES
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Examined, Public
-from fedklpr_jax.metrics import Console, Ledger
+from fedklpr_jax.metrics import Ledger
 
 
 def config_of(method="fedpav", **settings):

@@ -13,7 +13,7 @@ from fedklpr_jax import assembly, proxies, simulation, train
 from fedklpr_jax import round as rounds
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.ranking import euclidean_distances, evaluate_ranking
-from fedklpr_jax.methods import METHODS, make_method
+from fedklpr_jax.methods import make_method
 from fedklpr_jax.metrics import Ledger, MetricsLog
 from fedklpr_jax.tasks import unsupervised
 from tests.federations import TINY, tiny_config, tiny_sites, tiny_unsupervised_task
@@ -532,8 +532,9 @@ def test_a_round_of_noise_changes_nothing():
     assert int(state.server.round) == 1
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_runs_on_it(name):
+# The others have such a round in tests of their own.
+@pytest.mark.parametrize("name", ["fedavg", "fedcapr", "fedklpr", "fedprox", "local"])
+def test_methods_run_on_it(name):
     federation = federation_of(method=name, epochs=1)
     state = begin(federation)
     # As after a first round: penalties are on.
