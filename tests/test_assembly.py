@@ -14,6 +14,8 @@ from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Examined, Public
 from fedklpr_jax.metrics import Ledger
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 
 def config_of(method="fedpav", **settings):
     config = default_config()

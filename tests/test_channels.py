@@ -14,6 +14,8 @@ from fedklpr_jax.pruning import apply_mask
 from fedklpr_jax.trees import path_map
 from tests.federations import TINY
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 SPECS = {
     "basic": make_spec("resnet_cifar_thin", widths=(16, 24), blocks=(1, 1)),
     "bottleneck": ModelSpec("b", (16,), (2,), bottleneck=True, stem="3x3/2", pooling="gem"),
@@ -24,13 +26,6 @@ SPECS = {
 }
 CLASSES = 3
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-    """The programs run for milliseconds and compile for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def shaped(spec):

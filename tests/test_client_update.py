@@ -18,6 +18,8 @@ from fedklpr_jax.pruning import apply_mask
 from fedklpr_jax.trees import merge
 from tests.federations import toy_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 TARGET = [[4.0, -8.0]]
 RATE = jnp.float32(0.5)
 

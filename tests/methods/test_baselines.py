@@ -17,6 +17,8 @@ from fedklpr_jax.federated import Step
 from fedklpr_jax.methods import METHODS, fedavg, fedpav, fedprox, local, make_method
 from tests.federations import tiny_config, tiny_task, toy_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 # Two clients with one and two images: n_k / n is 1/3 and 2/3.
 TARGETS = [[6.0, 0.0], [0.0, 12.0]]
 

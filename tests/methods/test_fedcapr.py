@@ -15,6 +15,8 @@ from fedklpr_jax.federated import ClientContext, ClientState, ServerContext, Ser
 from fedklpr_jax.methods import fedcapr, make_method
 from tests.federations import tiny_config, toy_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 # A right angle and the same direction: a mean distance of one half.
 REFERENCE = jnp.array([[3.0, 0.0], [1.0, 1.0]])
 LOCAL = jnp.array([[0.0, 2.0], [4.0, 4.0]])

@@ -14,6 +14,8 @@ from fedklpr_jax.federated import ClientContext, ClientState, Method, ServerCont
 from fedklpr_jax.methods import make_method
 from tests.federations import tiny_config, tiny_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 LN3 = float(np.log(3.0))
 # Every setting of the method that the tests rely on: not those of a tuned default.
 BASE = {

@@ -16,6 +16,8 @@ from fedklpr_jax.methods import fedper, make_method
 from fedklpr_jax.trees import path_map, split
 from tests.federations import tiny_config, tiny_task, tiny_unsupervised_task, toy_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 # Two clients with one and two images: n_k / n is 1/3 and 2/3.
 TARGETS = [[6.0, 0.0], [0.0, 12.0]]
 

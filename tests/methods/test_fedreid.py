@@ -21,6 +21,8 @@ from fedklpr_jax.methods import fedpav, make_method
 from fedklpr_jax.tasks import reid
 from tests.federations import TINY, tiny_config, tiny_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
 

@@ -15,6 +15,8 @@ from fedklpr_jax.federated import ServerContext, ServerState, Uploads
 from fedklpr_jax.methods import fedrep, make_method
 from tests.federations import tiny_config, tiny_task, tiny_unsupervised_task, toy_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 TARGETS = [[6.0, 0.0], [0.0, 12.0]]
 
 

@@ -13,6 +13,8 @@ from fedklpr_jax.methods import fedureid, make_method
 from fedklpr_jax.methods.fedureid import Memory
 from tests.federations import tiny_config, toy_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 
 def model(value):
     trunk = {"kernel": jnp.float32(value)}

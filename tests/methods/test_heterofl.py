@@ -14,13 +14,8 @@ from fedklpr_jax.methods import make_method
 from fedklpr_jax.trees import split, stack
 from tests.methods.submodels import begin, config_of, flat, tasks_of
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-    """The programs run for milliseconds and compile for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def kept_of(mask):

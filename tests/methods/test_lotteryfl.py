@@ -15,6 +15,8 @@ from fedklpr_jax.federated import ClientContext, ClientState, Method
 from fedklpr_jax.methods import make_method, subfedavg
 from tests.federations import tiny_config, tiny_task, tiny_unsupervised_task, toy_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 PUBLISHED = {"step": 0.2, "start": 0.2, "end": 0.1}
 FIRST = {
     "params": {"layer": {"kernel": jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]), "bias": jnp.array([6.0])}},

@@ -17,6 +17,8 @@ from fedklpr_jax.federated import ClientContext, ClientState, Method, ServerCont
 from fedklpr_jax.methods import make_method
 from tests.federations import tiny_config, tiny_task, tiny_unsupervised_task, toy_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 PUBLISHED = {"step": 0.1, "target": 0.3, "eps": 1e-4, "threshold": 0.5}
 
 

@@ -20,6 +20,8 @@ from fedklpr_jax.tasks import bottom_up
 from fedklpr_jax.tasks.bottom_up import Table
 from tests.federations import TINY, tiny_config, tiny_sites
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 PIER, GATE, YARD = range(3)
 SETTINGS = {
     "task__name": "bottom_up",
@@ -41,13 +43,6 @@ SETTINGS = {
     "method__ureid__mu": 0.5,
 }
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-    """The programs run for milliseconds and compile for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def config_of(**settings):

@@ -19,6 +19,8 @@ from fedklpr_jax.models.spec import ModelSpec
 from fedklpr_jax.tasks import classification
 from fedklpr_jax.tasks.classification import Share
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 SMALL = ModelSpec("small", (4, 4, 8), (1, 1, 1), family="cnn")
 
 
@@ -141,8 +143,8 @@ def test_curvature_is_the_mean_gradient_and_the_batch_size_times_the_mean_square
 
     each = [jax.grad(loss)(server.model["params"], jnp.asarray(rows)) for rows in np.asarray(inputs.plan)[0]]
     kernels = np.stack([np.asarray(g["classifier"]["kernel"]) for g in each])
-    np.testing.assert_allclose(gradient["classifier"]["kernel"], kernels.mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(fisher["classifier"]["kernel"], 4 * (kernels**2).mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient["classifier"]["kernel"], kernels.mean(0), rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(fisher["classifier"]["kernel"], 4 * (kernels**2).mean(0), rtol=2e-3, atol=1e-5)
 
 
 def federation_of(**settings):

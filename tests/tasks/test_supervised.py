@@ -17,6 +17,8 @@ from fedklpr_jax.evaluation.ranking import euclidean_distances, evaluate_ranking
 from fedklpr_jax.tasks import reid, supervised
 from tests.federations import TINY, tiny_config, tiny_sites
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 GATE = 1  # a client narrower than the widest
 
 

@@ -18,6 +18,8 @@ from fedklpr_jax.metrics import Ledger, MetricsLog
 from fedklpr_jax.tasks import unsupervised
 from tests.federations import TINY, tiny_config, tiny_sites, tiny_unsupervised_task
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 PIER, GATE, YARD = range(3)
 SETTINGS = {
     "task__name": "unsupervised",
@@ -45,13 +47,6 @@ SETTINGS = {
     "wire__dtype": "float32",
 }
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-    """The programs run for milliseconds and compile for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def config_of(method="fedavg", **settings):
