@@ -56,6 +56,8 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     # A process that ignores SIGINT (a job in the background) hands that on to its children; a handler it does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    # The runs are short and their programs large.
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     return subprocess.Popen(
         [sys.executable, str(ROOT / "experiments" / "run.py"), *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
