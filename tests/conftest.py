@@ -31,6 +31,8 @@ def compiled_in_a_hurry() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    # What was compiled like this has other last bits: no later test may meet it.
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
