@@ -267,7 +267,9 @@ def _reid(config: ml_collections.ConfigDict, console: Console) -> Federation:
 
     task = make_task(spec, trunk)
     if method.needs_public:
-        task = dataclasses.replace(task, public=public_images(public_pixels(config.data, names), spec))
+        pixels, told = public_pixels(config.data, names)
+        notes += told
+        task = dataclasses.replace(task, public=public_images(pixels, spec))
     if labels:
         notes += [
             f"{name}: under 8 validation images have a match under another camera; same-camera matches count there too"

@@ -152,6 +152,24 @@ def read_sites(
     return [read_site(root / name, height=height, width=width, cache=cache) for name in names or there], skipped
 
 
+def read_pictures(files: Sequence[Path], *, height: int, width: int) -> tuple[np.ndarray, dict[str, str]]:
+    """Pictures of whatever names: uint8 [n, height, width, 3], and by its name why each of the others is left out.
+
+    Args:
+      files: of one folder.
+      height: see `read_site`.
+      width: see `read_site`.
+
+    Raises:
+      InputError: a file that cannot be read.
+    """
+    sizes = {str(file): file.stat().st_size for file in files}
+    pictures = [_Picture((path, size, ()), 0, 0) for path, size in sizes.items() if size <= MAX_BYTES]
+    large = {path: f"{size} bytes, more than {MAX_BYTES}" for path, size in sizes.items() if size > MAX_BYTES}
+    pixels, broken = _decode_to_memory(pictures, lambda path: Path(path).read_bytes(), height, width)
+    return pixels, {_shown(Path(path).name): reason for path, reason in (large | broken).items()}
+
+
 def cross_camera_queries(site: Site) -> int:
     """The number of queries whose person is in the gallery under another camera (only these can be scored).
 

@@ -22,8 +22,8 @@ LEAST = 32
 PICTURES = (".jpg", ".jpeg", ".png")
 
 
-def public_pixels(data: Any, clients: Sequence[str]) -> np.ndarray:
-    """The pictures at the server: uint8 [n, height, width, 3], n from 32.
+def public_pixels(data: Any, clients: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The pictures at the server, uint8 [n, height, width, 3], n from 32, and a line for each file left out.
 
     Args:
       data: `config.data`; `public`, `public_images`, `height` and `width` are read.
@@ -34,14 +34,14 @@ def public_pixels(data: Any, clients: Sequence[str]) -> np.ndarray:
       InputError: a folder of a client, without pictures that can be read, or with fewer than 32.
     """
     if not data.public:
-        return drawn(data.public_images, data.height, data.width)
+        return drawn(data.public_images, data.height, data.width), []
     path = Path(os.path.abspath(data.public))
     if path.name in map(site_of, clients):
         raise InputError(f"config.data.public: {path.name} is a client's folder; give pictures of people no client has")
-    pixels = _read(path, data.height, data.width)
+    pixels, refused = _read(path, data.height, data.width)
     if len(pixels) < LEAST:
         raise InputError(f"config.data.public: {path} holds {len(pixels)} readable pictures; give {LEAST} or more")
-    return pixels
+    return pixels, [f"public images: {line}" for line in refused]
 
 
 def drawn(count: int, height: int, width: int) -> np.ndarray:
@@ -58,18 +58,17 @@ def drawn(count: int, height: int, width: int) -> np.ndarray:
     return pixels[np.random.default_rng(SEED).permutation(len(pixels))[:count]]
 
 
-def _read(path: Path, height: int, width: int) -> np.ndarray:
-    """All pictures of a folder, in a fixed shuffled order."""
+def _read(path: Path, height: int, width: int) -> tuple[np.ndarray, list[str]]:
+    """All pictures of a folder, in a fixed shuffled order, and why others are left out."""
     try:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.is_file())
     except OSError as error:
         raise InputError(f"config.data.public: {path} cannot be listed ({error.strerror}); give a folder") from error
     if files:
-        small = [file for file in files if file.stat().st_size <= folder.MAX_BYTES]
-        found = (folder._pixels_of(file.read_bytes(), height, width) for file in small)
-        pixels = [picture for picture in found if not isinstance(picture, str)]
+        pixels, broken = folder.read_pictures(files, height=height, width=width)
+        refused = [f"{name}: {reason}" for name, reason in broken.items()]
     else:
         site = folder.read_site(path, height=height, width=width)
-        pixels = [picture for part in (site.train, site.query, site.gallery) for picture in part.pixels]
-    order = np.random.default_rng(SEED).permutation(len(pixels))
-    return np.stack([pixels[row] for row in order]) if pixels else np.empty((0, height, width, 3), np.uint8)
+        pixels = np.concatenate([part.pixels for part in (site.train, site.query, site.gallery)])
+        refused = list(site.refused)
+    return pixels[np.random.default_rng(SEED).permutation(len(pixels))], refused

@@ -22,10 +22,11 @@ def hashes(pixels):
 
 
 def test_drawn_pictures_are_those_of_no_client_and_the_same_each_time():
-    pixels = public.public_pixels(data(public_images=64), ["pier", "gate"])
+    pixels, told = public.public_pixels(data(public_images=64), ["pier", "gate"])
+    assert told == []
     assert pixels.shape == (64, 32, 16, 3) and pixels.dtype == np.uint8
     assert len(hashes(pixels)) == 64
-    np.testing.assert_array_equal(pixels, public.public_pixels(data(public_images=64, seed=5), []))
+    np.testing.assert_array_equal(pixels, public.public_pixels(data(public_images=64, seed=5), [])[0])
     for site in tiny_sites():
         assert not hashes(pixels) & hashes(site.train.pixels)
 
@@ -42,11 +43,12 @@ def test_a_folder_of_plain_pictures(tmp_path):
     (folder / "broken.jpg").write_bytes(b"nothing")
     (folder / "notes.txt").write_text("no picture")
     (folder / "album.png").mkdir()
-    pixels = public.public_pixels(data(public=str(folder)), ["pier/c1"])
+    pixels, told = public.public_pixels(data(public=str(folder)), ["pier/c1"])
+    assert told == ["public images: broken.jpg: not a JPEG or PNG picture"]
     assert pixels.shape == (33, 32, 16, 3) and sorted(pixels[:, 0, 0, 0].tolist()) == list(range(33))
     # Shuffled, so that a batch is no single person, but always the same way.
     assert pixels[:, 0, 0, 0].tolist() != list(range(33))
-    np.testing.assert_array_equal(pixels, public.public_pixels(data(public=str(folder)), []))
+    np.testing.assert_array_equal(pixels, public.public_pixels(data(public=str(folder)), [])[0])
 
 
 def test_a_folder_in_re_id_layout_gives_all_three_splits(tmp_path):
@@ -54,7 +56,9 @@ def test_a_folder_in_re_id_layout_gives_all_three_splits(tmp_path):
     for value, (split, camera) in enumerate((("bounding_box_train", 1), ("query", 1), ("bounding_box_test", 2))):
         for person in range(1, 12):
             save(folder / split, f"{person:04d}_c{camera}s1_000000_00.png", 60 + value)
-    pixels = public.public_pixels(data(public=str(folder)), [])
+    (folder / "query" / "0001_c1s1_000000_01.png").write_bytes(b"nothing")
+    pixels, told = public.public_pixels(data(public=str(folder)), [])
+    assert told == ["public images: query/0001_c1s1_000000_01.png: not a JPEG or PNG picture"]
     assert np.unique(pixels[:, 0, 0, 0], return_counts=True)[1].tolist() == [11, 11, 11]
 
 
