@@ -119,6 +119,17 @@ def latest(directory: Path) -> int | None:
     return max(_complete(Path(directory)), default=None)
 
 
+def metas(directory: Path) -> dict[int, dict[str, Any]]:
+    """The `meta` of every complete checkpoint by its step, oldest first.
+
+    Raises:
+      InputError: as `latest`.
+    """
+    directory = Path(directory)
+    records = ((step, _read_record(directory, step)) for step in _complete(directory))
+    return {step: record["meta"] for step, record in records if record}
+
+
 def restore(directory: Path, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Reads a checkpoint back, bit for bit.
 

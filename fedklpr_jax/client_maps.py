@@ -13,8 +13,9 @@ multiple of the devices with clients of no steps whose results are dropped.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -26,12 +27,22 @@ from fedklpr_jax.trees import PyTree, stack
 CLIENT_MAPS = ("map", "vmap", "pmap", "loop")
 
 
+class Common(NamedTuple):
+    """In the place of a tree with a leading axis [K]: one `tree` without it, the same for every client.
+
+    What all clients download alike crosses to the devices once instead of K times.
+    """
+
+    tree: PyTree
+
+
 class StageError(RuntimeError):
     """A stage failed for one client; only `client_map=loop` can say which."""
 
 
 class Mapped(Protocol):
-    """A stage over clients: scalars are the same for all, every leaf of `trees` has a leading axis [K]."""
+    """A stage over clients: scalars are the same for all; leaves of `trees` have a leading axis [K], but for what is in
+    a `Common`."""
 
     def __call__(self, scalars: tuple[Any, ...], *trees: PyTree) -> PyTree: ...
 
@@ -59,10 +70,51 @@ def make_mapper(client_map: str, mesh: Mesh, chunk: int, arrays: PyTree, names: 
       names: the clients' names, for errors.
     """
     if client_map == "loop":
-        return lambda name, stage: _looped(name, stage, arrays, names)
+        return _sharing(lambda name, stage: _looped(name, stage, arrays, names))
     if client_map == "pmap":
-        return lambda name, stage: _with_pmap(stage, arrays, mesh)
-    return lambda name, stage: _over_devices(stage, arrays, mesh, client_map, chunk)
+        return _sharing(lambda name, stage: _with_pmap(stage, arrays, mesh))
+    return _sharing(lambda name, stage: _over_devices(stage, arrays, mesh, client_map, chunk))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Gap:
+    """Where the `Common` of a number was taken out of a tree."""
+
+    number: int
+
+
+def _sharing(mapper: Mapper) -> Mapper:
+    """`mapper` for trees with `Common`s in them, which travel like scalars."""
+
+    def mapped(name: str, stage: Callable[..., PyTree]) -> Mapped:
+        def fill(tree: PyTree, shared: Sequence[PyTree]) -> PyTree:
+            return jax.tree.map(
+                lambda leaf: shared[leaf.number] if isinstance(leaf, _Gap) else leaf,
+                tree,
+                is_leaf=lambda leaf: isinstance(leaf, _Gap),
+            )
+
+        def whole(arrays: PyTree, shared: Sequence[PyTree], *rest: PyTree) -> PyTree:
+            return stage(arrays, *fill(rest, shared))
+
+        program = mapper(name, whole)
+
+        def call(scalars: tuple[Any, ...], *trees: PyTree) -> PyTree:
+            shared: list[PyTree] = []
+
+            def take_out(leaf: Any) -> Any:
+                if not isinstance(leaf, Common):
+                    return leaf
+                shared.append(leaf.tree)
+                return _Gap(len(shared) - 1)
+
+            rest = jax.tree.map(take_out, trees, is_leaf=lambda leaf: isinstance(leaf, Common))
+            return program((shared, *scalars), *rest)
+
+        return call
+
+    return mapped
 
 
 def _map_clients(stage: Callable[..., PyTree], client_map: str, chunk: int) -> Callable[..., PyTree]:
@@ -145,6 +197,10 @@ def spread(inputs: Any, devices: int) -> tuple[Any, np.ndarray]:
     if devices == 1:
         return inputs, np.arange(count)
     rows = balanced(np.asarray(inputs.steps), devices).ravel()
-    ordered = jax.tree.map(lambda leaf: leaf[np.maximum(rows, 0)], inputs)
+    ordered = jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, Common) else leaf[np.maximum(rows, 0)],
+        inputs,
+        is_leaf=lambda leaf: isinstance(leaf, Common),
+    )
     ordered = ordered._replace(steps=np.where(rows >= 0, ordered.steps, 0).astype(np.int32))
     return ordered, np.array([int(np.flatnonzero(rows == k)[0]) for k in range(count)])

@@ -25,12 +25,12 @@ SAMPLER = 2**31 - 1
 class RoundInputs(NamedTuple):
     """What one client needs for a round (a leading axis [K] on every leaf when stacked).
 
-    `message` its download, decoded; `client` its state; `data` its `ClientData`; `plan` int32 [epochs, steps, batch];
-    `steps` int32, how many of the plan's steps are its own (the rest is padding; 0 = a client that only fills a place);
-    `key` its random key of the round.
+    `message` its download, decoded (one `client_maps.Common` where all got the same); `client` its state; `data` its
+    `ClientData`; `plan` int32 [epochs, steps, batch]; `steps` int32, how many of the plan's steps are its own (the rest
+    is padding; 0 = a client that only fills a place); `key` its random key of the round.
     """
 
-    message: Message
+    message: Message | Any
     client: ClientState
     data: ClientData
     plan: Any

@@ -137,6 +137,10 @@ FIELDS: dict[str, Field] = {
     "client_map": Field("map", "how clients are mapped", *one_of("map", "vmap", "pmap", "loop")),
     "client_chunk": Field(0, "vmap: clients at once; 0 = all", *at_least(0)),
     "devices": Field(0, "devices that share the clients; 0 = all", *at_least(0)),
+    "client_states": Field("auto", "where clients' states lie between rounds: in memory, or a file each in the run's "
+                           "folder; auto = on disk from 1 GiB in all", *one_of("auto", "memory", "disk")),
+    "wire.encode": Field(True, "whether messages go through the wire format; False hands the arrays over and counts 4 "
+                         "bytes a value, a bit a mask's entry: for thousands of clients"),
     "wire.dtype": Field("float32", "values on the wire: float32 is lossless", *one_of("float32", "bfloat16")),
     "eval.every": Field(3, "rounds between evaluations on the test images (shown, never used)", *at_least(1)),
     "eval.after": Field(False, "also evaluate after local fine-tuning, each time"),

@@ -292,6 +292,11 @@ class Method:
     needs_public: bool = False
     capacity: DeviceClasses | None = None
 
+    @property
+    def broadcasts(self) -> bool:
+        """Whether all clients download the same."""
+        return self.download is send_global
+
 
 def keep_memory(outputs: Mapping[str, jax.Array], rows: jax.Array, client: ClientData) -> PyTree:
     """A task without a memory, or one that does not move."""

@@ -180,7 +180,7 @@ class Ledger:
         dense_payload: length in bytes of each client's first unpruned upload.
         parameters: number of values a dense message of each client holds.
 
-    >>> ledger = Ledger().measured("a", dense_payload=100, parameters=30).add("a", down=100, up=50)
+    >>> ledger = Ledger().measured({"a": 100}, parameters=30).add({"a": (100, 50)})
     >>> ledger.total, ledger.dense_total, ledger.raw_total, ledger.saving
     (150, 200, 240, 0.25)
     """
@@ -191,39 +191,36 @@ class Ledger:
     dense_payload: Mapping[str, int] = dataclasses.field(default_factory=dict)
     parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def add(self, client: str, down: int | None = None, up: int | None = None) -> Ledger:
-        """A new ledger with one payload more for each direction given (None: no message went that way).
+    def add(self, sent: Mapping[str, tuple[int | None, int | None]]) -> Ledger:
+        """A new ledger with the payloads of some clients more.
 
         Args:
-            client: its name.
-            down: bytes of the encoded download.
-            up: bytes of the encoded upload.
+            sent: by a client's name the bytes of a download and of an upload (None: no message went that way).
 
         Raises:
             ValueError: a negative number of bytes.
         """
-        sent = [size for size in (down, up) if size is not None]
-        if any(size < 0 for size in sent):
-            raise ValueError(f"{client}: a payload has at least 0 bytes, not {min(sent)}")
-        return dataclasses.replace(
-            self,
-            down={**self.down, client: self.down.get(client, 0) + int(down or 0)},
-            up={**self.up, client: self.up.get(client, 0) + int(up or 0)},
-            payloads={**self.payloads, client: self.payloads.get(client, 0) + len(sent)},
-        )
+        down, up, payloads = dict(self.down), dict(self.up), dict(self.payloads)
+        for client, sizes in sent.items():
+            least = min((size for size in sizes if size is not None), default=0)
+            if least < 0:
+                raise ValueError(f"{client}: a payload has at least 0 bytes, not {least}")
+            down[client] = down.get(client, 0) + int(sizes[0] or 0)
+            up[client] = up.get(client, 0) + int(sizes[1] or 0)
+            payloads[client] = payloads.get(client, 0) + sum(size is not None for size in sizes)
+        return dataclasses.replace(self, down=down, up=up, payloads=payloads)
 
-    def measured(self, client: str, dense_payload: int, parameters: int) -> Ledger:
-        """A new ledger that knows the dense size of a client's payload; a size already known stays.
+    def measured(self, dense_payload: Mapping[str, int], parameters: int) -> Ledger:
+        """A new ledger that knows the dense size of some clients' payloads; a size already known stays.
 
         Args:
-            client: its name.
-            dense_payload: bytes of its unpruned upload.
+            dense_payload: by a client's name the bytes of its unpruned upload.
             parameters: number of values in it.
         """
         return dataclasses.replace(
             self,
-            dense_payload={client: int(dense_payload), **self.dense_payload},
-            parameters={client: int(parameters), **self.parameters},
+            dense_payload={**dense_payload, **self.dense_payload},
+            parameters={**dict.fromkeys(dense_payload, parameters), **self.parameters},
         )
 
     def _total(self, size: Mapping[str, int]) -> int:

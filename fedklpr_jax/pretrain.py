@@ -128,7 +128,8 @@ def pretrain(spec: ModelSpec, height: int, width: int, recipe: Recipe, console: 
         console.line(f"  {len(sites)} of {count} sites drawn")
     task = supervised.make_task([pool(sites, "pretraining")], spec, settings, union=False)
     engine = rounds.make_engine(task, Method("centralised"), epochs=settings.epochs)
-    server, clients = rounds.start(task, engine.method, settings.seed)
+    server, started = rounds.start(task, engine.method, settings.seed)
+    clients = list(started)
     console.line(f"training {spec.name} with labels on {int(task.clients[0].images)} images; the first round compiles")
     with console.progress(settings.rounds) as bar:
         for _ in range(settings.rounds):

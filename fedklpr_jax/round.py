@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from fedklpr_jax import programs, submodels
 from fedklpr_jax.aggregation import masked_mean, mean_of_sums, weighted_sums
-from fedklpr_jax.client_maps import CLIENT_MAPS, client_mesh, make_mapper
+from fedklpr_jax.client_maps import CLIENT_MAPS, Common, client_mesh, make_mapper
+from fedklpr_jax.client_states import ClientStates
 from fedklpr_jax.client_update import ClientUpdate, RoundInputs
 from fedklpr_jax.federated import ClientState, Message, Method, ServerContext, ServerState, Task, Upload, Uploads
 from fedklpr_jax.trees import PyTree, split, stack, unstack
@@ -124,26 +125,32 @@ def _sharded_mean(mesh: Mesh) -> Callable[..., PyTree]:
     return mean
 
 
-def start(task: Task, method: Method, seed: int) -> tuple[ServerState, list[ClientState]]:
-    """The first server state and one state a client; all clients start from the same variables."""
+def start(task: Task, method: Method, seed: int) -> tuple[ServerState, ClientStates]:
+    """The first server state and the clients' states; all clients start from the same variables."""
     variables = task.init(jax.random.key(seed))
     model, local = split(variables, method.is_local)
     unlabelled = task.labelling.unlabelled if task.labelling else ()
     mask = method.client_mask(model)
     client = ClientState(local, mask, method.client_memory(model, mask), unlabelled)
     server = ServerState(model, method.server_memory(model, len(task.clients)), jnp.int32(0))
-    # Each its own buffers: the server state is donated, the client states are not.
+    # Its own buffers: the server state is donated, the client states are not.
     server = jax.tree.map(jnp.array, server)
-    clients = [jax.tree.map(np.array, client) for _ in task.clients]
+    firsts = [jax.tree.map(np.array, client)]
     if method.capacity:
-        first = jax.jit(method.capacity.first_mask)
-        clients = [state._replace(mask=jax.device_get(first(model, k))) for k, state in enumerate(clients)]
-    return server, clients
+        mask_of = jax.jit(method.capacity.first_mask)
+        masks = [jax.device_get(mask_of(model, device)) for device in range(len(method.capacity.shares))]
+        firsts = [firsts[0]._replace(mask=mask) for mask in masks]
+    return server, ClientStates(len(task.clients), tuple(firsts))
 
 
-def client_key(seed: int, round_: int, client: int) -> jax.Array:
+def client_key(seed: Any, round_: Any, client: Any) -> jax.Array:
     """The random key of one client's round: a pure function of (seed, round, client)."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), round_), client)
+
+
+@jax.jit
+def _client_keys(seed: jax.Array, round_: jax.Array, clients: jax.Array) -> jax.Array:
+    return jax.vmap(client_key, (None, None, 0))(seed, round_, clients)
 
 
 def rates(task: Task, round_: int, epochs: int) -> np.ndarray:
@@ -153,7 +160,7 @@ def rates(task: Task, round_: int, epochs: int) -> np.ndarray:
 
 def round_inputs(
     engine: Engine,
-    messages: Sequence[Message],
+    messages: Sequence[Message] | Common,
     states: Sequence[ClientState],
     participants: Sequence[int],
     *,
@@ -163,18 +170,19 @@ def round_inputs(
 ) -> RoundInputs:
     """Everything the participants need for a round, stacked; message and state lists follow `participants`.
 
-    `epochs` is for a round that is longer than the others; 0 = E.
+    `messages` is one `Common` where all download the same. `epochs` is for a round that is longer than the others; 0
+    means E.
     """
     task = engine.task
     plans = [task.plan(seed, round_, k, epochs or engine.epochs) for k in participants]
     padded = [np.pad(p, ((0, 0), (0, engine.steps - p.shape[1]), (0, 0))) for p in plans]
     return RoundInputs(
-        stack(messages),
+        messages if isinstance(messages, Common) else stack(messages),
         stack(states),
         stack([task.clients[k] for k in participants]),
         np.stack(padded),
         np.array([p.shape[1] for p in plans], np.int32),
-        jnp.stack([client_key(seed, round_, k) for k in participants]),
+        _client_keys(seed, round_, np.array(participants, np.int32)),
     )
 
 
@@ -191,7 +199,7 @@ def stack_uploads(uploads: Sequence[Upload], participants: Sequence[int], accept
 
 
 def simulate(
-    engine: Engine, server: ServerState, clients: list[ClientState], *, seed: int
+    engine: Engine, server: ServerState, clients: Sequence[ClientState], *, seed: int
 ) -> tuple[ServerState, list[ClientState], dict[str, np.ndarray]]:
     """One round with every client taking part, nothing encoded: download, update, aggregate.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -16,23 +17,21 @@ import numpy as np
 from fedklpr_jax import checkpoint, pictures, report
 from fedklpr_jax import config as settings
 from fedklpr_jax.assembly import Federation, cache_directory, make_federation
+from fedklpr_jax.client_states import Shelf
 from fedklpr_jax.console import Console
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.features import Evaluation
 from fedklpr_jax.metrics import METRIC_TITLES, Ledger, MetricsLog, mean, read_metrics, write_json
 from fedklpr_jax.round import start
-from fedklpr_jax.simulation import (
-    Evaluations,
-    RunState,
-    evaluate_after,
-    evaluate_before,
-    headline,
-    run_round,
-    validate,
-)
+from fedklpr_jax.simulation import Evaluations, Examination, RunState, examine, headline, run_round
 
 # Settings that may differ between the runs before and after an interruption: they change no number.
-FREE = frozenset({"out", "name", "compilation_cache", "data.cache", "checkpoint.keep", "checkpoint.every"})
+FREE = frozenset({
+    "out", "name", "compilation_cache", "data.cache", "checkpoint.keep", "checkpoint.every", "client_states",
+})  # fmt: skip
+
+# Bytes of all clients' states from which each is kept in a file of its own.
+ON_DISK_FROM = 1 << 30
 
 
 def fingerprint(config: ml_collections.ConfigDict) -> str:
@@ -76,28 +75,40 @@ def prepare_directory(config: ml_collections.ConfigDict, command: str) -> Path:
 
 
 def _save(federation: Federation, directory: Path, state: RunState, log: MetricsLog) -> None:
+    clients, folder = state.clients, directory / "checkpoints"
     meta = {
         "ledger": state.ledger.to_json(),
         "seconds": state.seconds,
         "offset": log.offset,
         "fingerprint": fingerprint(federation.config),
+        "clients": clients.record(),
     }
-    tree = jax.device_get({"server": state.server, "clients": state.clients})
-    step, keep = int(state.server.round), federation.config.checkpoint.keep
-    checkpoint.save(directory / "checkpoints", step, tree, meta, keep)
+    tree = jax.device_get({"server": state.server, "clients": clients.in_memory()})
+    checkpoint.save(folder, int(state.server.round), tree, meta, federation.config.checkpoint.keep)
+    if clients.shelf:
+        clients.shelf.sweep({name for kept in checkpoint.metas(folder).values() for name in kept["clients"].values()})
 
 
 def _load_or_start(federation: Federation, directory: Path) -> tuple[RunState, int | None]:
     """The newest checkpoint's state and its place in the log, or the start of a run and None."""
-    server, clients = start(federation.task, federation.engine.method, federation.config.seed)
-    step = checkpoint.latest(directory / "checkpoints")
-    if step is None:
+    config, folder = federation.config, directory / "checkpoints"
+    server, clients = start(federation.task, federation.engine.method, config.seed)
+    metas = checkpoint.metas(folder)
+    on_disk = config.client_states == "disk" or (
+        config.client_states == "auto" and clients.bytes_in_all() > ON_DISK_FROM
+    )
+    if on_disk or any(name for meta in metas.values() for name in meta["clients"].values()):
+        clients = dataclasses.replace(clients, shelf=Shelf(directory / "clients"))
+    if not metas:
         return RunState(server, clients, Ledger(), 0.0), None
-    tree, meta = checkpoint.restore(directory / "checkpoints", step, {"server": server, "clients": clients})
-    if meta["fingerprint"] != fingerprint(federation.config):
+    step, meta = max(metas.items())
+    if meta["fingerprint"] != fingerprint(config):
         raise InputError(f"{directory}: its checkpoint belongs to other settings; give --config.out=OTHER")
+    template = {"server": server, "clients": clients.recorded(meta["clients"])}
+    tree, _ = checkpoint.restore(folder, step, template)
     server = jax.tree.map(jax.numpy.array, tree["server"])
-    return RunState(server, tree["clients"], Ledger.from_json(meta["ledger"]), meta["seconds"]), meta["offset"]
+    clients = clients.restored(meta["clients"], tree["clients"])
+    return RunState(server, clients, Ledger.from_json(meta["ledger"]), meta["seconds"]), meta["offset"]
 
 
 def run(config: ml_collections.ConfigDict, console: Console, command: str = "") -> dict[str, Any]:
@@ -163,25 +174,23 @@ def _round_text(event: dict[str, Any]) -> str:
 
 def _examine(federation: Federation, state: RunState, log: MetricsLog) -> str:
     """Evaluates in the middle of a run and logs it; returns the result in a few words."""
-    before, messages, _ = evaluate_before(federation, state)
-    event = _eval_event(federation, before, state, "before")
-    log.write(event)
-    if federation.config.eval.after and int(state.server.round):
-        after = evaluate_after(federation, state, messages)
-        log.write(_eval_event(federation, after, state, "after"))
-    key = next(key for key in ("map", "pooled") if key in event["mean"])
-    return f"{METRIC_TITLES[key]} {100 * event['mean'][key]:.1f} %"
+    stages = ("before", "after") if federation.config.eval.after and int(state.server.round) else ("before",)
+    found = examine(federation, state, *stages)
+    events = [_eval_event(federation, found, state, stage) for stage in stages]
+    for event in events:
+        log.write(event)
+    means = events[0]["mean"]
+    key = next(key for key in ("map", "pooled") if key in means)
+    return f"{METRIC_TITLES[key]} {100 * means[key]:.1f} %"
 
 
-def _eval_event(
-    federation: Federation, evaluations: Evaluations, state: RunState, stage: str
-) -> dict[str, Any]:
+def _eval_event(federation: Federation, found: Examination, state: RunState, stage: str) -> dict[str, Any]:
     return {
         "event": "eval",
         "round": int(state.server.round),
         "stage": stage,
         "bytes_total": state.ledger.total,
-        **headline(federation, evaluations, state.clients),
+        **headline(federation, found.results[stage], found.densities),
     }
 
 
@@ -192,17 +201,15 @@ def _conclude(
     began = time.monotonic()
     config = federation.config
     console.line("evaluating before and after local fine-tuning")
-    before, messages, lengths = evaluate_before(federation, state)
-    ledger = state.ledger
-    for name, length in zip(federation.task.client_names, lengths, strict=True):
-        if length:
-            ledger = ledger.add(name, down=length)
+    found = examine(federation, state, "before", "after", "validation")
+    lengths = zip(federation.task.client_names, found.lengths, strict=True)
+    ledger = state.ledger.add({name: (length, None) for name, length in lengths if length})
     state = state._replace(ledger=ledger)
-    log.write(_eval_event(federation, before, state, "before"))
-    after = evaluate_after(federation, state, messages)
-    log.write(_eval_event(federation, after, state, "after"))
+    for stage in ("before", "after"):
+        log.write(_eval_event(federation, found, state, stage))
+    before, after = found.results["before"], found.results["after"]
     events = read_metrics(directory / "metrics.jsonl")
-    table_before, table_after = (headline(federation, found, state.clients) for found in (before, after))
+    table_before, table_after = (headline(federation, stage, found.densities) for stage in (before, after))
     start = _evaluated_at(events, 0)
     summary = {
         "method": config.method.name,
@@ -217,7 +224,7 @@ def _conclude(
         "best": _best(events),
         "start": start,
         "before_last_round": _evaluated_at(events, config.rounds - 1) if config.last.epochs else None,
-        "validation": validate(federation, state, messages),
+        "validation": _validated(found.validation),
         "failures": _failures(events, start, table_before["mean"]),
         "bytes": ledger.summary(),
         "saving": ledger.saving,
@@ -237,6 +244,10 @@ def _conclude(
     names = ("report.html", "summary.json", "metrics.jsonl", "checkpoints")
     console.table(summary, [directory / name for name in names])
     return summary
+
+
+def _validated(scores: Mapping[str, float]) -> dict[str, Any] | None:
+    return {"clients": dict(scores), "mean": mean(list(scores.values()))} if scores else None
 
 
 def _average_precisions(evaluations: Evaluations) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -60,23 +61,25 @@ def test_a_site_nobody_trains_on_is_tested_with_the_servers_model_and_stays_out_
     assert federation.task.client_names == ("office", "arena")
     assert federation.task.examined == (Examined("office", 0), Examined("arena", 1), Examined("harbour", None))
     state = begin(federation)
-    results, _, lengths = simulation.evaluate_before(federation, state)
-    event = simulation.headline(federation, results, state.clients)
+    found = simulation.examine(federation, state, "before")
+    event = simulation.headline(federation, found.results["before"], found.densities)
     assert list(event["clients"]) == ["office", "arena"] and list(event["unseen"]["clients"]) == ["harbour"]
     assert event["mean"]["map"] == pytest.approx(np.mean([row["map"] for row in event["clients"].values()]))
     assert event["unseen"]["mean"]["map"] == event["unseen"]["clients"]["harbour"]["map"] > 0
     # No client downloads anything for it.
-    assert len(lengths) == 2
+    assert len(found.lengths) == 2
 
 
 def test_the_servers_variables_have_the_mean_of_the_local_leaves_and_are_missing_without_a_model():
     federation = federation_of("fedklpr", method__bn__statistics="local")
     state = begin(federation)
-    leaf = state.clients[0].local["batch_stats"]["trunk"]["bn1"]["mean"]
-    state.clients[0].local["batch_stats"]["trunk"]["bn1"]["mean"] = leaf + 2.0
-    found = simulation.servers_variables(state)
+    first = state.clients[0]
+    leaf = first.local["batch_stats"]["trunk"]["bn1"]["mean"]
+    moved = first._replace(local=jax.tree.map(lambda x: x + 2.0, first.local))
+    found = simulation.servers_variables(state._replace(clients=state.clients.after(0, {0: moved})))
     np.testing.assert_allclose(found["batch_stats"]["trunk"]["bn1"]["mean"], leaf + 1.0, rtol=1e-6)
-    assert simulation.servers_variables(begin(federation_of("local"))) is None
+    nothing = federation_of("local", data__unseen="harbour")
+    assert list(simulation.examine(nothing, begin(nothing), "before").results["before"]) == ["office", "arena"]
 
 
 def test_centralised_training_has_all_pictures_and_people_in_one_client_and_a_test_for_each_site():

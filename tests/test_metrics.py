@@ -105,8 +105,8 @@ def test_write_json_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ ledger
 def test_ledger_by_hand():
     empty = Ledger()
-    ledger = empty.add("a", down=100, up=100).measured("a", 100, 20).measured("a", 7, 7).add("a", down=40, up=30)
-    ledger = ledger.measured("b", 50, 10).add("b", down=50)
+    ledger = empty.add({"a": (100, 100)}).measured({"a": 100}, 20).measured({"a": 7}, 7)
+    ledger = ledger.measured({"b": 50}, 10).add({"a": (40, 30), "b": (50, None)})
     assert empty == Ledger()
     assert (ledger.down, ledger.up) == ({"a": 140, "b": 50}, {"a": 130, "b": 0})
     assert ledger.payloads == {"a": 4, "b": 1}
@@ -122,17 +122,17 @@ def test_ledger_by_hand():
 
 def test_ledger_of_nothing_saves_nothing_and_unmeasured_clients_claim_nothing():
     assert Ledger().saving is None and Ledger().total == 0
-    assert Ledger().add("a", down=9).saving == 0
+    assert Ledger().add({"a": (9, None)}).saving == 0
     with pytest.raises(ValueError, match="-1"):
-        Ledger().add("a", up=-1)
+        Ledger().add({"a": (None, -1)})
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(0, 9)), max_size=12))
 def test_ledger_survives_json_and_adds_up(messages):
-    ledger = Ledger().measured("a", 9, 2)
+    ledger = Ledger().measured({"a": 9}, 2)
     for client, down, up in messages:
-        ledger = ledger.add(client, down=down, up=up)
+        ledger = ledger.add({client: (down, up)})
     assert Ledger.from_json(json.loads(json.dumps(ledger.to_json()))) == ledger
     assert ledger.total == sum(down + up for _, down, up in messages)
     assert sum(ledger.payloads.values()) == 2 * len(messages)

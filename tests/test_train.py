@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedklpr_jax import assembly, simulation, train
+from fedklpr_jax import assembly, simulation, train, transport
 from fedklpr_jax import round as rounds
 from fedklpr_jax.config import default_config, flat, resolved
 from fedklpr_jax.errors import InputError
@@ -130,12 +130,13 @@ def test_the_server_gets_what_the_wire_delivers():
     federation, state = begin(Method("fedavg"), wire__dtype="bfloat16")
     values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     upload = Upload({"params": {"kernel": values}}, None, {"images": np.float32(3)})
-    decoded, length, reason = simulation.collect(federation, upload, state.clients[0])
+    wire = transport.make_transport(federation.engine, federation.config.wire)
+    decoded, length, reason = wire.upload(upload, state.clients[0])
     np.testing.assert_array_equal(decoded.model["params"]["kernel"], np.asarray(jnp.bfloat16(values), np.float32))
     assert reason == "" and 0.3 < length / values.nbytes < 0.55
     # Finite, but not in the form in which it has to travel.
     huge = upload._replace(model={"params": {"kernel": np.full((2, 2), np.finfo(np.float32).max)}})
-    assert "too large for bfloat16" in simulation.collect(federation, huge, state.clients[0])[2]
+    assert "too large for bfloat16" in wire.upload(huge, state.clients[0])[2]
 
 
 def test_only_participants_train():
@@ -221,6 +222,40 @@ def test_directories_that_cannot_be_made(tmp_path):
     assert (tmp_path / "run").read_text() == "a file"
 
 
+def test_states_on_disk_give_the_same_run_and_go_on_from_either_place(tmp_path):
+    method = Method("fedpav", is_local=is_classifier)
+
+    def some_rounds(directory, count, where, last=None):
+        federation, _ = begin(method, participation=0.67, client_states=where, checkpoint__keep=1)
+        with MetricsLog.open(directory / "metrics.jsonl") as log:
+            state, _ = train._load_or_start(federation, directory)
+            for _ in range(count):
+                state, _ = simulation.run_round(federation, state)
+                train._save(federation, directory, state, log)
+        return jax.tree.map(np.array, (state.server, list(state.clients)))
+
+    for name in ("memory", "disk", "moved", "back"):
+        (tmp_path / name).mkdir()
+    reference = some_rounds(tmp_path / "memory", 4, "memory")
+    runs = [some_rounds(tmp_path / "disk", 2, "disk"), some_rounds(tmp_path / "moved", 2, "memory"),
+            some_rounds(tmp_path / "back", 2, "disk")]  # fmt: skip
+    runs = [some_rounds(tmp_path / "disk", 2, "disk"), some_rounds(tmp_path / "moved", 2, "disk"),
+            some_rounds(tmp_path / "back", 2, "auto")]  # fmt: skip
+    for found in runs:
+        jax.tree.map(np.testing.assert_array_equal, found, reference)
+    # Of each client one state stays: that of the one checkpoint kept.
+    assert not (tmp_path / "memory" / "clients").exists()
+    names = [path.name[:8] for path in (tmp_path / "disk" / "clients").iterdir()]
+    assert sorted(names) == sorted(set(names)) and 2 <= len(names) <= 3
+    # A round that no checkpoint has seen leaves nothing behind once the run goes on.
+    federation, _ = begin(method, participation=0.67, client_states="disk", checkpoint__keep=1)
+    state, _ = train._load_or_start(federation, tmp_path / "disk")
+    simulation.run_round(federation, state)
+    assert len(list((tmp_path / "disk" / "clients").iterdir())) == len(names) + 2
+    some_rounds(tmp_path / "disk", 1, "disk")
+    assert len(list((tmp_path / "disk" / "clients").iterdir())) == 3
+
+
 @pytest.mark.short
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     federation, state = begin(Method("fedavg"), out=str(tmp_path))
@@ -250,7 +285,7 @@ def test_accuracy_is_told_as_the_mean_over_clients_and_over_all_images():
     federation, state = begin(local.make())
     results = {name: Classified({"accuracy": a, "images": n}, np.zeros(n, int), np.zeros(n, int))
                for name, a, n in (("client 0", 0.5, 10), ("client 1", 1.0, 30), ("client 2", 0.75, 20))}  # fmt: skip
-    event = simulation.headline(federation, results, state.clients)
+    event = simulation.headline(federation, results, [1.0] * 3)
     assert event["mean"]["accuracy"] == pytest.approx(0.75)
     assert event["mean"]["pooled"] == pytest.approx((0.5 * 10 + 1.0 * 30 + 0.75 * 20) / 60)
     assert "pooled" not in event["clients"]["client 0"] and "unseen" not in event
@@ -262,8 +297,7 @@ def test_local_epochs_after_the_last_download_are_the_same_for_few_clients_at_a_
         federation, state = begin(Method("fedavg", is_local=is_classifier), participation=share, rounds=1)
         federation = weight_of_the_kernel(federation)
         state = state._replace(server=state.server._replace(round=jnp.int32(1)))
-        _, messages, _ = simulation.evaluate_before(federation, state)
-        results = simulation.evaluate_after(federation, state, messages)
+        results = simulation.examine(federation, state, "after").results["after"]
         found.append({name: result.metrics["accuracy"] for name, result in results.items()})
     # One step from (0, 0) goes half of the way to each client's own target.
     assert found[0] == {"client 0": 2.0, "client 1": 0.5, "client 2": 2.25}

@@ -98,7 +98,7 @@ def begin(config, name, compact, tasks=None, epochs=1, **how) -> Run:
     task, narrow = tasks or tasks_of(config, name)
     engine = rounds.make_engine(task, method, epochs=epochs, narrow=narrow if compact else (), **how)
     server, clients = rounds.start(task, method, SEED)
-    return Run(config, task, engine, server, clients)
+    return Run(config, task, engine, server, list(clients))
 
 
 def flat(tree):

@@ -204,8 +204,8 @@ def play(task, method, schedule, *, epochs=1, seed=0):
     """Rounds of (participants, which of them are accepted). After each, the model every client would be tested with;
     at the end server, clients and what was logged of "personal"."""
     engine = rounds.make_engine(task, method, epochs=epochs)
-    server, clients = rounds.start(task, method, seed)
-    tested, logged = [], []
+    server, started = rounds.start(task, method, seed)
+    clients, tested, logged = list(started), [], []
     for round_, (who, accepted) in enumerate(schedule):
         messages = [engine.download(server, np.int32(k)) for k in who]
         inputs = rounds.round_inputs(engine, messages, [clients[k] for k in who], who, seed=seed, round_=round_)

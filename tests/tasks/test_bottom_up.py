@@ -67,7 +67,7 @@ def begin(federation):
 
 def host(state):
     """A copy that does not go when the server's state is donated."""
-    return jax.tree.map(np.array, (state.server, state.clients))
+    return jax.tree.map(np.array, (state.server, list(state.clients)))
 
 
 def run(federation, count):
@@ -402,7 +402,7 @@ def test_an_epoch_of_what_is_easily_told_apart_ends_after_its_first_batch(sites)
     site = dataclasses.replace(sites[YARD], train=dataclasses.replace(sites[YARD].train, pixels=pixels))
     federation = federation_of([site], bottom_up__early=True, bottom_up__merge=0.0, data__erase=0.0, data__pad=0)
     state = begin(federation)
-    clients = [state.clients[0]._replace(labels=padded(federation.task, white))]
+    clients = state.clients.after(0, {0: state.clients[0]._replace(labels=padded(federation.task, white))})
     state = state._replace(server=state.server._replace(round=jnp.int32(1)), clients=clients)
     _, event = simulation.run_round(federation, state)
     assert event["clients"]["yard"]["steps"] == 1 < int(federation.task.clients[0].images) // 8

@@ -73,7 +73,7 @@ def begin(federation):
 
 def host(state):
     """A copy that does not go when the server's state is donated."""
-    return jax.tree.map(np.array, (state.server, state.clients))
+    return jax.tree.map(np.array, (state.server, list(state.clients)))
 
 
 def run(federation, count):

@@ -1,0 +1,176 @@
+"""How messages of a simulated round get from the server to the clients and back, and what they measure.
+
+`Encoded`, the usual way, sends every message through the wire format: what is trained on and averaged is what was
+decoded, and the bytes are the lengths of the payloads. `Direct` hands over the arrays and works out the bytes, for
+simulations of so many clients that encoding would take most of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedklpr_jax import exchange
+from fedklpr_jax.client_maps import Common
+from fedklpr_jax.errors import InputError
+from fedklpr_jax.federated import ClientState, Message, ServerState, Upload, Uploads
+from fedklpr_jax.round import Engine, stack_uploads
+from fedklpr_jax.trees import PyTree, all_finite, parameter_count, unstack
+from fedklpr_jax.wire import WireError
+
+NOT_FINITE = "values that are not finite"
+
+
+class Delivered(NamedTuple):
+    """The downloads of the participants as they arrive, and the bytes of each."""
+
+    messages: Sequence[Message] | Common
+    lengths: list[int]
+
+    def of(self, place: int) -> Message:
+        """The message of the participant at a place."""
+        return self.messages.tree if isinstance(self.messages, Common) else self.messages[place]
+
+
+class Collected(NamedTuple):
+    """The uploads of the participants as they arrive, the bytes of each, why one is refused ("" = it is not), and
+    `dense(place)`, the bytes that one would have had unpruned."""
+
+    uploads: Uploads
+    lengths: list[int]
+    reasons: list[str]
+    dense: Callable[[int], int]
+
+
+def is_whole(mask: PyTree | None) -> bool:
+    """Whether nothing is pruned under `mask`."""
+    return mask is None or all(np.asarray(kept).all() for kept in jax.tree.leaves(mask))
+
+
+class Encoded(NamedTuple):
+    """Messages in the wire format, their values as `dtype`."""
+
+    engine: Engine
+    dtype: str
+
+    def download(self, server: ServerState, state: ClientState, client: int) -> tuple[Message, int]:
+        """One download: the message as the client decodes it, and the length of its payload."""
+        message = jax.device_get(self.engine.download(server, np.int32(client)))
+        payload = exchange.pack(message.model, message.mask, {}, state.mask, self.dtype)
+        model, mask, _ = exchange.unpack(payload, message.model, {}, state.mask)
+        return Message(model, mask), len(payload)
+
+    def downloads(self, server: ServerState, states: Sequence[ClientState], clients: Sequence[int]) -> Delivered:
+        """Those of all participants; `states` are theirs before the round."""
+        if self.engine.method.broadcasts:
+            message, length = self.download(server, states[0], clients[0])
+            return Delivered(Common(message), [length] * len(clients))
+        found = [self.download(server, state, k) for state, k in zip(states, clients, strict=True)]
+        return Delivered([message for message, _ in found], [length for _, length in found])
+
+    def upload(self, upload: Upload, state: ClientState) -> tuple[Upload, int, str]:
+        """One upload: as the server decodes it, its length, and why it is refused ("" if it is not).
+
+        `state` is the one before the round: its mask is the one the server holds.
+        """
+        payload = b""
+        try:
+            payload = exchange.pack(upload.model, upload.mask, upload.scalars, state.mask, self.dtype)
+            decoded = Upload(*exchange.unpack(payload, upload.model, upload.scalars, state.mask))
+        except (InputError, WireError) as error:
+            return upload, len(payload), str(error)
+        if not all_finite((decoded.model, decoded.scalars)):
+            return decoded, len(payload), NOT_FINITE
+        return decoded, len(payload), ""
+
+    def uploads(
+        self, server: ServerState, uploads: Upload, states: Sequence[ClientState], clients: Sequence[int]
+    ) -> Collected:
+        """Those of all participants, from stacked ones; `states` are theirs before the round."""
+        found = [
+            self.upload(upload, state)
+            for upload, state in zip(unstack(uploads, len(clients)), states, strict=True)
+        ]
+        lengths, reasons = [length for _, length, _ in found], [reason for *_, reason in found]
+
+        def dense(place: int) -> int:
+            """Itself, or the present global model in its place."""
+            upload, length, _ = found[place]
+            if is_whole(upload.mask):
+                return length
+            return len(exchange.pack(jax.device_get(server.model), None, upload.scalars, None, self.dtype))
+
+        together = stack_uploads([upload for upload, *_ in found], clients, [not reason for reason in reasons])
+        return Collected(together, lengths, reasons, dense)
+
+
+class Direct(NamedTuple):
+    """Arrays handed over; counted are 4 bytes a value that is kept or a scalar, and one bit an entry of a mask."""
+
+    engine: Engine
+
+    def downloads(self, server: ServerState, states: Sequence[ClientState], clients: Sequence[int]) -> Delivered:
+        """As `Encoded.downloads`."""
+        if self.engine.method.broadcasts:
+            message = self.engine.download(server, np.int32(0))
+            return Delivered(Common(message), [_plain_size(message.model, None, 0)] * len(clients))
+        messages = [self.engine.download(server, np.int32(k)) for k in clients]
+        return Delivered(messages, [_plain_size(message.model, message.mask, 0) for message in messages])
+
+    def uploads(
+        self, server: ServerState, uploads: Upload, states: Sequence[ClientState], clients: Sequence[int]
+    ) -> Collected:
+        """As `Encoded.uploads`; the stacked arrays stay where they are."""
+        count, scalars = len(clients), len(uploads.scalars)
+        finite = np.asarray(_finite_rows((uploads.model, uploads.scalars)))[:count]
+        whole = 4 * (parameter_count(server.model) + scalars) if jax.tree.leaves(server.model) else 0
+        lengths = [whole] * count
+        if uploads.mask is not None and whole:
+            kept = np.asarray(_kept_of_rows(uploads.mask))[:count]
+            entries = parameter_count(server.model)
+            lengths = [4 * (int(n) + scalars) + -(-entries // 8) for n in kept]
+        together = Uploads(uploads.model, uploads.mask, uploads.scalars, np.array(clients, np.int32), finite)
+        return Collected(together, lengths, ["" if good else NOT_FINITE for good in finite], lambda place: whole)
+
+
+@jax.jit
+def _finite_rows(tree: PyTree) -> jax.Array:
+    """Of a stacked tree with at least one leaf, which rows are finite: bool [K]."""
+    rows = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(rows).all(axis=0)
+
+
+@jax.jit
+def _kept_of_rows(mask: PyTree) -> jax.Array:
+    """Entries that a stacked mask keeps: int32 [K]."""
+    return sum(leaf.reshape(len(leaf), -1).sum(axis=1, dtype=jnp.int32) for leaf in jax.tree.leaves(mask))
+
+
+@jax.jit
+def _kept(mask: PyTree) -> jax.Array:
+    return sum(leaf.sum(dtype=jnp.int32) for leaf in jax.tree.leaves(mask))
+
+
+def _plain_size(model: PyTree, mask: PyTree | None, scalars: int) -> int:
+    """Bytes of a message that nobody encodes."""
+    entries = parameter_count(model)
+    if mask is None or not entries:
+        return 4 * (entries + scalars if entries else 0)
+    return 4 * (int(_kept(mask)) + scalars) + -(-entries // 8)
+
+
+def make_transport(engine: Engine, wire: Any) -> Encoded | Direct:
+    """The transport that `config.wire` asks for.
+
+    Raises:
+      InputError: bfloat16 without encoding.
+    """
+    if wire.encode:
+        return Encoded(engine, wire.dtype)
+    if wire.dtype != "float32":
+        raise InputError("config.wire.dtype: bfloat16 is what values are encoded as; give wire.encode=True or float32")
+    return Direct(engine)
