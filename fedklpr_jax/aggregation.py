@@ -22,6 +22,26 @@ def _add(left: PyTree, right: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, left, right)
 
 
+def client_terms(params: PyTree, mask: PyTree | None, weight: jax.Array) -> tuple[PyTree, PyTree]:
+    """`(w m x, w m)` of one client, in float32: what `weighted_sums` sums.
+
+    Args:
+      params: leaves of any shape.
+      mask: bool leaves of these shapes, or None where everything is kept (the second result is then one scalar a leaf).
+      weight: float32 scalar; with 0 both are 0 even where values are not finite.
+
+    >>> client_terms({"x": jnp.array([2.0, 4.0])}, {"x": jnp.array([True, False])}, jnp.float32(3))[0]["x"].tolist()
+    [6.0, 0.0]
+    """
+
+    def numerator(leaf: jax.Array, kept: jax.Array | bool) -> jax.Array:
+        return jnp.where(kept & (weight > 0), weight * leaf.astype(jnp.float32), 0.0)
+
+    if mask is None:
+        return jax.tree.map(lambda leaf: numerator(leaf, True), params), jax.tree.map(lambda _: weight, params)
+    return jax.tree.map(numerator, params, mask), jax.tree.map(lambda kept: jnp.where(kept, weight, 0.0), mask)
+
+
 def weighted_sums(params: PyTree, masks: PyTree | None, weights: jax.Array) -> tuple[PyTree, PyTree]:
     """`(sum_k w_k m_k x_k, sum_k w_k m_k)` over the leading axis of every leaf, in float32.
 
@@ -36,22 +56,14 @@ def weighted_sums(params: PyTree, masks: PyTree | None, weights: jax.Array) -> t
     params, masks, weights = jax.tree.map(jnp.asarray, (params, masks, weights))
     count = weights.shape[0]
 
-    def client_terms(index: jax.Array | int) -> tuple[PyTree, PyTree]:
-        weight = weights[index]
-
-        def numerator(leaf: jax.Array, kept: jax.Array | bool) -> jax.Array:
-            return jnp.where(kept & (weight > 0), weight * leaf.astype(jnp.float32), 0.0)
-
-        row = jax.tree.map(lambda leaf: leaf[index], params)
-        if masks is None:
-            return jax.tree.map(lambda leaf: numerator(leaf, True), row), jax.tree.map(lambda _: weight, row)
-        kept = jax.tree.map(lambda leaf: leaf[index], masks)
-        return jax.tree.map(numerator, row, kept), jax.tree.map(lambda k: jnp.where(k, weight, 0.0), kept)
+    def terms_of(index: jax.Array | int) -> tuple[PyTree, PyTree]:
+        row, kept = jax.tree.map(lambda leaf: leaf[index], (params, masks))
+        return client_terms(row, kept, weights[index])
 
     def chunk_terms(first: jax.Array | int, length: int) -> tuple[PyTree, PyTree]:
-        terms = client_terms(first)
+        terms = terms_of(first)
         for offset in range(1, length):
-            terms = _add(terms, client_terms(first + offset))
+            terms = _add(terms, terms_of(first + offset))
         return terms
 
     if count <= CHUNK:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
@@ -74,6 +75,37 @@ def make_mapper(client_map: str, mesh: Mesh, chunk: int, arrays: PyTree, names: 
     if client_map == "pmap":
         return _sharing(lambda name, stage: _with_pmap(stage, arrays, mesh))
     return _sharing(lambda name, stage: _over_devices(stage, arrays, mesh, client_map, chunk))
+
+
+def make_reducer(mesh: Mesh, arrays: PyTree) -> Mapper:
+    """As `make_mapper` for `map`, of stages that give `(terms, rest)`: the terms of all clients are summed as each of
+    them is done, and take the room of one; of `rest` every client's is given, with a leading axis.
+
+    Args:
+      mesh: the devices.
+      arrays: what every client reads, on the devices.
+    """
+
+    def reduced(name: str, stage: Callable[..., PyTree]) -> Mapped:
+        def body(arrays: PyTree, scalars: tuple[Any, ...], trees: tuple[PyTree, ...]) -> PyTree:
+            def one(sums: PyTree, row: tuple[PyTree, ...]) -> tuple[PyTree, PyTree]:
+                terms, rest = stage(arrays, *scalars, *row)
+                return jax.tree.map(jnp.add, sums, terms), rest
+
+            first = jax.tree.map(lambda leaf: leaf[0], trees)
+            blank, _ = jax.eval_shape(lambda: stage(arrays, *scalars, *first))
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), blank)
+            sums, rest = jax.lax.scan(one, zeros, trees)
+            return (jax.lax.psum(sums, "clients") if mesh.size > 1 else sums), rest
+
+        if mesh.size > 1:
+            body = jax.shard_map(
+                body, mesh=mesh, in_specs=(P(), P(), P("clients")), out_specs=(P(), P("clients")), check_vma=False
+            )
+        program = jax.jit(body)
+        return lambda scalars, *trees: program(arrays, scalars, trees)
+
+    return _sharing(reduced)
 
 
 @jax.tree_util.register_static

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedklpr_jax.aggregation import client_terms
 from fedklpr_jax.federated import ClientContext, ClientData, ClientState, Epoch, Message, Method, Step, Task, Upload
 from fedklpr_jax.pruning import apply_mask
-from fedklpr_jax.trees import PyTree, merge, path_map, split
+from fedklpr_jax.trees import PyTree, finite, merge, path_map, split
 
 # Beside the steps of an epoch, which draw by their number.
 SAMPLER = 2**31 - 1
@@ -55,6 +56,23 @@ class Found(NamedTuple):
 
     features: jax.Array
     labels: PyTree
+
+
+class Told(NamedTuple):
+    """What the server tells of an upload: whether it is `finite`, its `scalars`, and how many entries its mask `kept`,
+    int32 (None = it has no mask)."""
+
+    finite: jax.Array
+    scalars: dict[str, jax.Array]
+    kept: jax.Array | None
+
+
+def told_of(upload: Upload) -> Told:
+    """What there is to tell of an upload, traced."""
+    kept = None
+    if upload.mask is not None:
+        kept = sum((leaf.sum(dtype=jnp.int32) for leaf in jax.tree.leaves(upload.mask)), jnp.int32(0))
+    return Told(finite((upload.model, upload.scalars)), upload.scalars, kept)
 
 
 class ClientUpdate(NamedTuple):
@@ -260,6 +278,18 @@ class ClientUpdate(NamedTuple):
         training, made = self.epochs(arrays, round_, rates, inputs, training)
         upload, client, logs = self.finish(arrays, round_, inputs, training)
         return upload, client, logs | made
+
+    def contribute(
+        self, arrays: PyTree, round_: jax.Array, rates: jax.Array, inputs: RoundInputs
+    ) -> tuple[tuple[PyTree, PyTree], tuple[ClientState, dict[str, jax.Array], Told]]:
+        """The whole client round; of the upload only the terms of its mean by images, and what is told of it."""
+        upload, client, logs = self.update(arrays, round_, rates, inputs)
+        told = told_of(upload)
+        # Who only fills a place, and who found nothing to train on, has no steps.
+        trained = jnp.any(logs["steps"] > 0) if "steps" in logs else inputs.steps > 0
+        accepted = told.finite & finite(client.local) & trained
+        weight = jnp.where(accepted, upload.scalars["images"], 0.0)
+        return client_terms(upload.model, upload.mask, weight), (client, logs, told)
 
     def fine_tune(self, arrays: PyTree, round_: jax.Array, rates: jax.Array, inputs: RoundInputs) -> PyTree:
         """The "after" of every table: the personalised model after E epochs under its mask, not uploaded.

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from fedklpr_jax.client_maps import Mapper, spread
-from fedklpr_jax.client_update import ClientUpdate, Found, RoundInputs, Training
+from fedklpr_jax.client_update import ClientUpdate, Found, RoundInputs, Told, Training
+from fedklpr_jax.federated import ClientState
 from fedklpr_jax.trees import PyTree, stack
 
 Watch = Callable[[str], AbstractContextManager[Any]]
@@ -50,6 +51,21 @@ def fused(stages: ClientUpdate, mapper: Mapper, devices: int) -> tuple[Callable[
         return whole(programs[1], round_, rates, inputs, no_watch)
 
     return update, fine_tune
+
+
+def summed(
+    stages: ClientUpdate, reducer: Mapper, devices: int
+) -> Callable[..., tuple[PyTree, tuple[ClientState, dict[str, PyTree], Told]]]:
+    """A client round as one program that sums what the server averages: `(sums, (clients, logs, told))`."""
+    program = reducer("update", stages.contribute)
+
+    def update(round_: int, rates: np.ndarray, inputs: RoundInputs, watch: Watch = no_watch) -> PyTree:
+        ordered, places = spread(inputs, devices)
+        with watch("training"):
+            sums, rest = jax.block_until_ready(program((np.int32(round_), np.float32(rates)), ordered))
+        return sums, taken(rest, places, devices)
+
+    return update
 
 
 def epochs_in_stages(stages: ClientUpdate, mapper: Mapper) -> Epochs:

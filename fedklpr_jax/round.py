@@ -14,31 +14,49 @@ from jax.sharding import PartitionSpec as P
 
 from fedklpr_jax import programs, submodels
 from fedklpr_jax.aggregation import masked_mean, mean_of_sums, weighted_sums
-from fedklpr_jax.client_maps import CLIENT_MAPS, Common, client_mesh, make_mapper
+from fedklpr_jax.client_maps import CLIENT_MAPS, Common, client_mesh, make_mapper, make_reducer
 from fedklpr_jax.client_states import ClientStates
-from fedklpr_jax.client_update import ClientUpdate, RoundInputs
-from fedklpr_jax.federated import ClientState, Message, Method, ServerContext, ServerState, Task, Upload, Uploads
+from fedklpr_jax.client_update import ClientUpdate, RoundInputs, Told
+from fedklpr_jax.federated import (
+    ClientState,
+    Message,
+    Method,
+    ServerContext,
+    ServerState,
+    Task,
+    Upload,
+    Uploads,
+    average,
+)
 from fedklpr_jax.trees import PyTree, split, stack, unstack
 
 
 class Engine(NamedTuple):
     """The compiled programs of a federation.
 
-    `epochs` is E; `steps` the longest epoch of any client, to which all plans are padded; `download(server, client) ->
-    Message`; `update(round, rates, inputs [K], watch) -> (uploads, clients, logs)` and `fine_tune(round, rates, inputs
-    [K]) -> variables`, both over stacked `RoundInputs`, host or device, with a factor on the step size for each epoch;
-    `watch(part)` is entered around the parts of an update that run alone: `embedding`, `clustering`, `training`,
-    `pruning`. `aggregate(server, uploads) -> (server, logs)` donates the server state.
+    `epochs` is E; `steps` the longest epoch of any client, to which all plans are padded; `place(server)` the server
+    state where every round finds it, on the devices (without it the second round would compile anew);
+    `download(server, client) -> Message`; `update(round, rates, inputs [K], watch) -> (uploads, clients, logs)` and
+    `fine_tune(round, rates, inputs [K]) -> variables`, both over stacked `RoundInputs`, host or device, with a factor
+    on the step size for each epoch; `watch(part)` is entered around the parts of an update that run alone: `embedding`,
+    `clustering`, `training`, `pruning`. `aggregate(server, uploads) -> (server, logs)` donates the server state.
+
+    `update_summed(round, rates, inputs, watch) -> (sums, (clients, logs, told))` is there where the server step is
+    FedAvg's and the whole client round one program under `map`: no upload is kept, its terms are summed;
+    `aggregate_sums(server, sums)` is then the server step. None elsewhere.
     """
 
     task: Task
     method: Method
     epochs: int
     steps: int
+    place: Callable[[ServerState], ServerState]
     download: Callable[[ServerState, Any], Message]
     update: Callable[..., tuple[Upload, ClientState, dict[str, Any]]]
     fine_tune: Callable[[int, np.ndarray, RoundInputs], PyTree]
     aggregate: Callable[[ServerState, Uploads], tuple[ServerState, dict[str, jax.Array]]]
+    update_summed: Callable[..., tuple[PyTree, tuple[ClientState, dict[str, Any], Told]]] | None
+    aggregate_sums: Callable[[ServerState, PyTree], ServerState]
 
 
 def make_engine(
@@ -76,7 +94,8 @@ def make_engine(
     available = min(devices or len(jax.devices()), len(jax.devices()), clients or len(task.clients))
     mesh = client_mesh(1 if client_map == "loop" else available)
     # One copy on the devices, made once: without this every call would send all images anew.
-    arrays = jax.device_put(task.arrays, NamedSharding(mesh, P()))
+    everywhere = NamedSharding(mesh, P())
+    arrays = jax.device_put(task.arrays, everywhere)
     mapper = make_mapper(client_map, mesh, chunk, arrays, task.client_names)
     staged = client_map == "loop" or (task.labelling is not None and task.labelling.on_host)
     if narrow:
@@ -88,7 +107,7 @@ def make_engine(
         update, fine_tune = (programs.staged if staged else programs.fused)(stages, mapper, mesh.size)
     mean = masked_mean if mesh.size == 1 else _sharded_mean(mesh)
     public = task.public
-    images = None if public is None else jax.device_put(public.arrays, NamedSharding(mesh, P()))
+    images = None if public is None else jax.device_put(public.arrays, everywhere)
 
     def server_step(server: ServerState, uploads: Uploads, images: PyTree) -> tuple[ServerState, dict[str, jax.Array]]:
         if public is None:
@@ -98,9 +117,17 @@ def make_engine(
 
     step = jax.jit(server_step, donate_argnums=0)
     steps = max(task.plan(0, 0, k, 1).shape[1] for k in range(len(task.clients)))
+    sums = client_map == "map" and method.aggregate is average and not (narrow or staged)
+
+    def after_sums(server: ServerState, sums: PyTree) -> ServerState:
+        return server._replace(model=mean_of_sums(sums, server.model), round=server.round + 1)
+
     return Engine(
-        task, method, epochs, steps, jax.jit(method.download), update, fine_tune,
+        task, method, epochs, steps, lambda server: jax.device_put(server, everywhere),
+        jax.jit(method.download), update, fine_tune,
         lambda server, uploads: step(server, uploads, images),
+        programs.summed(stages, make_reducer(mesh, arrays), mesh.size) if sums else None,
+        jax.jit(after_sums, donate_argnums=0),
     )  # fmt: skip
 
 
@@ -206,6 +233,7 @@ def simulate(
     Returns the new server, the new clients, and the server's logs, float32 [K] each.
     """
     everyone = range(len(clients))
+    server = engine.place(server)
     round_ = int(server.round)
     messages = [engine.download(server, np.int32(k)) for k in everyone]
     inputs = round_inputs(engine, messages, clients, everyone, seed=seed, round_=round_)

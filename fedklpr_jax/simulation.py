@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from fedklpr_jax import aggregation
 from fedklpr_jax.assembly import Federation, participation_count
 from fedklpr_jax.client_maps import Common
 from fedklpr_jax.client_states import ClientStates
+from fedklpr_jax.client_update import RoundInputs
 from fedklpr_jax.evaluation.accuracy import Classified
 from fedklpr_jax.evaluation.features import Evaluation
 from fedklpr_jax.federated import ClientState, ServerState
 from fedklpr_jax.metrics import METRIC_TITLES, Ledger, mean
 from fedklpr_jax.pruning import DECISIONS, density
-from fedklpr_jax.round import rates, round_inputs
-from fedklpr_jax.transport import Delivered, make_transport
+from fedklpr_jax.round import Engine, rates, round_inputs
+from fedklpr_jax.transport import Delivered, Direct, Encoded, make_transport, measured
 from fedklpr_jax.trees import PyTree, all_finite, merge, parameter_count, unstack
 
 Evaluations = dict[str, Evaluation | Classified]
@@ -72,6 +75,57 @@ def epochs_of(federation: Federation, round_: int) -> int:
     return federation.task.first_epochs if federation.task.first_epochs and round_ == 0 else config.epochs
 
 
+class Played(NamedTuple):
+    """The clients' side of a round: the states and facts of the participants, of their uploads lengths, reasons and
+    dense lengths as in `transport.Collected`, and `merge(accepted [K])`, the server step."""
+
+    after: list[ClientState]
+    facts: list[dict[str, Any]]
+    lengths: list[int]
+    reasons: list[str]
+    dense: Callable[[int], int]
+    merge: Callable[[np.ndarray], tuple[ServerState, dict[str, Any]]]
+
+
+Work = tuple[int, np.ndarray, RoundInputs]
+
+
+def _by_uploads(
+    transport: Encoded | Direct,
+    server: ServerState,
+    states: Sequence[ClientState],
+    chosen: Sequence[int],
+    work: Work,
+    split: Split,
+) -> Played:
+    """Every upload goes to the server, which merges them."""
+    engine = transport.engine
+    uploads, after, facts = engine.update(*work, split.watch)
+    with split.watch("wire"):
+        collected = transport.uploads(server, uploads, states, chosen)
+    return Played(
+        unstack(after, len(chosen)),
+        unstack(facts, len(chosen)),
+        collected.lengths,
+        collected.reasons,
+        collected.dense,
+        lambda accepted: engine.aggregate(server, collected.uploads._replace(accepted=accepted)),
+    )
+
+
+def _summed(engine: Engine, server: ServerState, count: int, work: Work, split: Split) -> Played:
+    """The same for FedAvg's mean over `count` clients: uploads are summed where they are made, and none is kept."""
+    assert engine.update_summed
+    sums, rest = engine.update_summed(*work, split.watch)
+    after, facts, told = jax.device_get(rest)
+
+    def merge(accepted: np.ndarray) -> tuple[ServerState, dict[str, Any]]:
+        weights = aggregation.image_weights(jnp.asarray(told.scalars["images"]), jnp.asarray(accepted))
+        return engine.aggregate_sums(server, sums), {"weight": weights}
+
+    return Played(unstack(after, count), unstack(facts, count), *measured(server, told), merge)
+
+
 def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[str, Any]]:
     """One round of the chosen clients; returns the state after it and its event for the log.
 
@@ -80,7 +134,7 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
     """
     began, split = time.monotonic(), Split()
     config, engine, task = federation.config, federation.engine, federation.task
-    server, ledger = state.server, state.ledger
+    server, ledger = engine.place(state.server), state.ledger
     round_ = int(server.round)
     chosen = participants(config.seed, round_, len(state.clients), config.participation)
     states = [state.clients[k] for k in chosen]
@@ -91,31 +145,32 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
     inputs = round_inputs(
         engine, delivered.messages, states, chosen, seed=config.seed, round_=round_, epochs=epochs
     )
-    uploads, stacked, facts = engine.update(round_, rates(task, round_, epochs), inputs, split.watch)
-    with split.watch("wire"):
-        collected = transport.uploads(server, uploads, states, chosen)
-    after = unstack(stacked, len(chosen))
+    work = (round_, rates(task, round_, epochs), inputs)
+    if isinstance(transport, Direct) and engine.update_summed:
+        done = _summed(engine, server, len(chosen), work, split)
+    else:
+        done = _by_uploads(transport, server, states, chosen, work, split)
 
     refused: list[dict[str, str]] = []
     log: dict[str, dict[str, Any]] = {}
     kept, sent, dense = {}, {}, {}
-    for place, (k, row) in enumerate(zip(chosen, unstack(facts, len(chosen)), strict=True)):
-        name, down, up = task.client_names[k], delivered.lengths[place], collected.lengths[place]
-        reason = collected.reasons[place]
+    for place, (k, row) in enumerate(zip(chosen, done.facts, strict=True)):
+        name, down, up = task.client_names[k], delivered.lengths[place], done.lengths[place]
+        reason = done.reasons[place]
         labels, steps = row.pop("labels", None), row.pop("steps", None)
         if steps is not None and not steps.any():
             reason = "found no two clusters in any epoch and trained nothing"
-        if not reason and not all_finite(after[place].local):
+        if not reason and not all_finite(done.after[place].local):
             reason = "local values that are not finite"
         if down or up:
             sent[name] = (down, up)
         if reason:
             refused.append({"client": name, "reason": reason})
         else:
-            kept[k] = after[place]
+            kept[k] = done.after[place]
             # A refused upload says nothing of the dense size: NaN compresses to nearly nothing.
             if up and name not in ledger.dense_payload:
-                dense[name] = collected.dense(place)
+                dense[name] = done.dense(place)
         log[name] = {key: float(value) for key, value in row.items() if key != "decision"}
         if "decision" in row:
             log[name]["decision"] = DECISIONS[int(row["decision"])]
@@ -129,11 +184,8 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
         if engine.method.capacity:
             log[name]["capacity"] = engine.method.capacity.share_of(k)
     ledger = ledger.add(sent).measured(dense, parameter_count(server.model))
-    accepted = np.array([k in kept for k in chosen])
     with split.watch("aggregation"):
-        server, weights = jax.block_until_ready(
-            engine.aggregate(server, collected.uploads._replace(accepted=accepted))
-        )
+        server, weights = jax.block_until_ready(done.merge(np.array([k in kept for k in chosen])))
     for key, values in weights.items():
         for k, value in zip(chosen, np.asarray(values), strict=True):
             log[task.client_names[k]][key] = float(value)

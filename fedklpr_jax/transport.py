@@ -16,6 +16,7 @@ import numpy as np
 
 from fedklpr_jax import exchange
 from fedklpr_jax.client_maps import Common
+from fedklpr_jax.client_update import Told, told_of
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import ClientState, Message, ServerState, Upload, Uploads
 from fedklpr_jax.round import Engine, stack_uploads
@@ -125,29 +126,22 @@ class Direct(NamedTuple):
         self, server: ServerState, uploads: Upload, states: Sequence[ClientState], clients: Sequence[int]
     ) -> Collected:
         """As `Encoded.uploads`; the stacked arrays stay where they are."""
-        count, scalars = len(clients), len(uploads.scalars)
-        finite = np.asarray(_finite_rows((uploads.model, uploads.scalars)))[:count]
-        whole = 4 * (parameter_count(server.model) + scalars) if jax.tree.leaves(server.model) else 0
-        lengths = [whole] * count
-        if uploads.mask is not None and whole:
-            kept = np.asarray(_kept_of_rows(uploads.mask))[:count]
-            entries = parameter_count(server.model)
-            lengths = [4 * (int(n) + scalars) + -(-entries // 8) for n in kept]
-        together = Uploads(uploads.model, uploads.mask, uploads.scalars, np.array(clients, np.int32), finite)
-        return Collected(together, lengths, ["" if good else NOT_FINITE for good in finite], lambda place: whole)
+        told = jax.device_get(_told_of_rows(uploads))
+        together = Uploads(uploads.model, uploads.mask, uploads.scalars, np.array(clients, np.int32), told.finite)
+        return Collected(together, *measured(server, told))
 
 
-@jax.jit
-def _finite_rows(tree: PyTree) -> jax.Array:
-    """Of a stacked tree with at least one leaf, which rows are finite: bool [K]."""
-    rows = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(tree)]
-    return jnp.stack(rows).all(axis=0)
+_told_of_rows = jax.jit(jax.vmap(told_of))
 
 
-@jax.jit
-def _kept_of_rows(mask: PyTree) -> jax.Array:
-    """Entries that a stacked mask keeps: int32 [K]."""
-    return sum(leaf.reshape(len(leaf), -1).sum(axis=1, dtype=jnp.int32) for leaf in jax.tree.leaves(mask))
+def measured(server: ServerState, told: Told) -> tuple[list[int], list[str], Callable[[int], int]]:
+    """Lengths, reasons and dense length, as in `Collected`, of K uploads nobody encodes, of which this is told."""
+    entries, scalars = parameter_count(server.model), len(told.scalars)
+    whole = 4 * (entries + scalars) if entries else 0
+    lengths = [whole] * len(told.finite)
+    if told.kept is not None and whole:
+        lengths = [4 * (int(kept) + scalars) + -(-entries // 8) for kept in told.kept]
+    return lengths, ["" if good else NOT_FINITE for good in told.finite], lambda place: whole
 
 
 @jax.jit

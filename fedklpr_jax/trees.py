@@ -6,6 +6,7 @@ A *variable tree* is a nested dict such as `{"params": {...}, "batch_stats": {..
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,6 +79,12 @@ def all_finite(tree: PyTree) -> bool:
         for leaf in map(np.asarray, jax.tree.leaves(tree))
         if np.issubdtype(leaf.dtype, np.floating)
     )
+
+
+def finite(tree: PyTree) -> jax.Array:
+    """`all_finite`, traced: bool scalar."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return functools.reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in leaves), jnp.bool_(True))
 
 
 def parameter_count(tree: PyTree) -> int:

@@ -56,8 +56,9 @@ def spoil(model, client, context):
     return upload._replace(model=model), client._replace(local=kept), logs
 
 
-def test_a_client_that_is_not_finite_is_counted_and_left_out():
-    federation, state = begin(Method("spoilt", is_local=is_classifier, finish=spoil))
+@pytest.mark.parametrize("encode", [True, False])
+def test_a_client_that_is_not_finite_is_counted_and_left_out(encode):
+    federation, state = begin(Method("spoilt", is_local=is_classifier, finish=spoil), wire__encode=encode)
     before = state.clients
     state, event = simulation.run_round(federation, state)
     assert event["refused"] == [
