@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import jax
@@ -10,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import clustering, wire
+from benchmarks import clustering, many_clients, wire
 from benchmarks import round as benchmark
 from benchmarks._common import timed_in_turn
+from benchmarks.competitors._work import Work, save
+from fedklpr_jax.simulation import participants
 
 SCRIPTS = sorted(
     path.stem for path in (Path(__file__).resolve().parents[1] / "benchmarks").glob("*.py") if path.stem[0] != "_"
@@ -37,6 +40,21 @@ def test_every_benchmark_explains_itself(name, capsys):
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert f"python -m benchmarks.{name}" in shown and script.__doc__.splitlines()[0] in shown
+
+
+def test_libraries_do_the_same_work(tmp_path):
+    rng = np.random.default_rng(0)
+    chosen = [participants(0, round_, 6, 0.5) for round_ in range(3)]
+    work = Work(rng.normal(size=(40, 28, 28)).astype(np.float32), rng.integers(0, 10, 40), np.arange(40),
+                np.array([0, 7, 14, 20, 27, 35, 40]), np.array(chosen), 2, 4, 0.05, 0.5)  # fmt: skip
+    save(tmp_path / "work.npz", work)
+    told = [many_clients.play(script, sys.executable, {}, tmp_path / "work.npz")
+            for script in ("fedklpr_jax_rounds", "jax_loop")]  # fmt: skip
+    assert all(len(one["seconds"]) == 3 and min(one["seconds"]) > 0 for one in told)
+    # They draw first weights and batches on their own, so that the two move alike, not the same way.
+    assert told[0]["moved"] == pytest.approx(told[1]["moved"], rel=0.3)
+    with pytest.raises(RuntimeError, match="jax_loop: .*nowhere.npz"):
+        many_clients.play("jax_loop", sys.executable, {}, tmp_path / "nowhere.npz")
 
 
 def test_the_small_round_fills_both_tables(capsys):
