@@ -334,6 +334,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError("config.data.root: empty; the folder source needs the directory that holds the pictures")
     if config.data.source.startswith("tfds:") and config.task.name != "classification":
         raise InputError(f"config.data.source: {config.data.source!r} is for classification; give synthetic or folder")
+    if config.wire.dtype != "float32" and not config.wire.encode:
+        raise InputError(f"config.wire.dtype: {config.wire.dtype} is what values are encoded as; give wire.encode=True "
+                         "or float32")
     reid = config.method.reid
     if config.method.name == "fedreid" and bool(reid.distill_every) + reid.cluster + bool(reid.cloud_every) > 1:
         raise InputError("config.method.reid: distillation, clustering and edges are not combined; leave on one of "

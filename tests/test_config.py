@@ -97,6 +97,14 @@ def test_whole_numbers_do_where_a_float_is_wanted():
     validate(changed("participation", 1))
 
 
+def test_rounding_needs_encoding():
+    config = changed("wire.encode", False)
+    validate(config)
+    config.wire.dtype = "bfloat16"
+    with pytest.raises(InputError, match=r"config\.wire\.dtype: bfloat16 .* give wire\.encode=True or float32"):
+        validate(config)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_its_experiment(name):
     spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
