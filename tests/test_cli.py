@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedklpr_jax import assembly, checkpoint, cli, exchange, weights
-from fedklpr_jax import round as rounds
+from fedklpr_jax import assembly, checkpoint, cli, exchange, train, weights
 from fedklpr_jax.config import resolved
 from fedklpr_jax.console import Console
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.data.folder import SPLITS
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.federated import ClientState, ServerState
 from fedklpr_jax.metrics import read_metrics
 from fedklpr_jax.models.spec import make_spec
 from fedklpr_jax.trees import parameter_count
@@ -111,12 +111,12 @@ def summary_of(directory: Path) -> dict:
     return json.loads((directory / "summary.json").read_text())
 
 
-def final_state(directory: Path) -> tuple[rounds.ServerState, list[rounds.ClientState], assembly.Federation]:
+def final_state(directory: Path) -> tuple[ServerState, list[ClientState], assembly.Federation]:
     """Server and clients of the last checkpoint, and the federation they belong to."""
     federation = assembly.make_federation(resolved(cli.parse(settings(directory))), Console())
-    server, clients = rounds.start(federation.task, federation.engine.method, 0)
-    tree, _ = checkpoint.restore(directory / "checkpoints", ROUNDS, {"server": server, "clients": clients})
-    return tree["server"], tree["clients"], federation
+    state, _ = train._load_or_start(federation, directory)
+    assert int(state.server.round) == ROUNDS
+    return *jax.device_get((state.server, list(state.clients))), federation
 
 
 def assert_same_run(left: Path, right: Path) -> None:
