@@ -118,9 +118,11 @@ class Direct(NamedTuple):
         """As `Encoded.downloads`."""
         if self.engine.method.broadcasts:
             message = self.engine.download(server, np.int32(0))
-            return Delivered(Common(message), [_plain_size(message.model, None, 0)] * len(clients))
+            return Delivered(Common(message), [_plain_bytes(parameter_count(message.model))] * len(clients))
         messages = [self.engine.download(server, np.int32(k)) for k in clients]
-        return Delivered(messages, [_plain_size(message.model, message.mask, 0) for message in messages])
+        kept = [None if message.mask is None else int(_kept(message.mask)) for message in messages]
+        lengths = [_plain_bytes(parameter_count(m.model), n) for m, n in zip(messages, kept, strict=True)]
+        return Delivered(messages, lengths)
 
     def uploads(
         self, server: ServerState, uploads: Upload, states: Sequence[ClientState], clients: Sequence[int]
@@ -137,10 +139,10 @@ _told_of_rows = jax.jit(jax.vmap(told_of))
 def measured(server: ServerState, told: Told) -> tuple[list[int], list[str], Callable[[int], int]]:
     """Lengths, reasons and dense length, as in `Collected`, of K uploads nobody encodes, of which this is told."""
     entries, scalars = parameter_count(server.model), len(told.scalars)
-    whole = 4 * (entries + scalars) if entries else 0
+    whole = _plain_bytes(entries, scalars=scalars)
     lengths = [whole] * len(told.finite)
-    if told.kept is not None and whole:
-        lengths = [4 * (int(kept) + scalars) + -(-entries // 8) for kept in told.kept]
+    if told.kept is not None:
+        lengths = [_plain_bytes(entries, int(kept), scalars) for kept in told.kept]
     return lengths, ["" if good else NOT_FINITE for good in told.finite], lambda place: whole
 
 
@@ -149,12 +151,13 @@ def _kept(mask: PyTree) -> jax.Array:
     return sum(leaf.sum(dtype=jnp.int32) for leaf in jax.tree.leaves(mask))
 
 
-def _plain_size(model: PyTree, mask: PyTree | None, scalars: int) -> int:
-    """Bytes of a message that nobody encodes."""
-    entries = parameter_count(model)
-    if mask is None or not entries:
-        return 4 * (entries + scalars if entries else 0)
-    return 4 * (int(_kept(mask)) + scalars) + -(-entries // 8)
+def _plain_bytes(entries: int, kept: int | None = None, scalars: int = 0) -> int:
+    """Bytes of a message that nobody encodes: of so many entries so many `kept` under a mask (None = it has none)."""
+    if not entries:
+        return 0
+    if kept is None:
+        return 4 * (entries + scalars)
+    return 4 * (kept + scalars) + -(-entries // 8)
 
 
 def make_transport(engine: Engine, wire: Any) -> Encoded | Direct:
