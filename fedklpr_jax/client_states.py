@@ -12,6 +12,7 @@ import os
 import re
 import uuid
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Shelf:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = [file[f"arr_{number}"] for number in range(len(file.files))]
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{path}: no readable client state ({type(error).__name__}); start the run anew in another folder"
             ) from error
@@ -77,7 +78,9 @@ class Shelf:
         """Removes all states but those of the names in `used`, and drafts that a killed process left."""
         for path in self.folder.glob("*"):
             if path.name not in used and _OURS.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+                # What cannot be removed is only in the way; the next sweep tries again.
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

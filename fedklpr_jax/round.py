@@ -42,8 +42,8 @@ class Engine(NamedTuple):
     `clustering`, `training`, `pruning`. `aggregate(server, uploads) -> (server, logs)` donates the server state.
 
     `update_summed(round, rates, inputs, watch) -> (sums, (clients, logs, told))` is there where the server step is
-    FedAvg's and the whole client round one program under `map`: no upload is kept, its terms are summed;
-    `aggregate_sums(server, sums)` is then the server step. None elsewhere.
+    FedAvg's and the whole client round one program under `map` (None elsewhere): no upload is kept, its terms are
+    summed, and `aggregate_sums(server, sums)` is the server step.
     """
 
     task: Task
