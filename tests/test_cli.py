@@ -267,11 +267,11 @@ def test_stopped_at_any_moment_a_run_goes_on_to_the_same_end(whole, tmp_path):
     assert "interrupted: the round in progress is dropped. Go on with the same command: python experiments" in out
     assert f"--config.out={directory}" in out
 
-    def concluding() -> bool:
-        return logged(directory, "eval", round=ROUNDS, stage="before")
-
-    stop(start(arguments), signal.SIGKILL, concluding)
-    assert not (directory / "report.html").exists() and not logged(directory, "eval", stage="after")
+    stop(start(arguments), signal.SIGKILL, lambda: saved(directory, ROUNDS))
+    assert not (directory / "report.html").exists() and not logged(directory, "eval", round=ROUNDS)
+    # As if it had died between the two lines of the final evaluation, which come one right after the other.
+    with (directory / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "eval", "round": ROUNDS, "stage": "before", "bytes_total": 0}) + "\n")
 
     assert f"continuing after round {ROUNDS}" in finish(arguments)
     assert_same_run(directory, whole)
