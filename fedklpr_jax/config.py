@@ -76,8 +76,8 @@ FIELDS: dict[str, Field] = {
     "model.dropout": Field(0.5, "dropout of the embedding block", *between(0, 0.95)),
     "model.dtype": Field("float32", "arithmetic of the forward pass; parameters stay float32",
                          *one_of("float32", "bfloat16")),
-    "model.convolution": Field("auto", "patches + matmul, XLA's own, or what suits the backend",
-                               *one_of("auto", "patches", "stock")),
+    "model.convolution": Field("auto", "Winograd's tiles (else patches), patches, XLA's own, or what suits the backend",
+                               *one_of("auto", "winograd", "patches", "stock")),
     "model.weights": Field(ByTask("random", "synthetic"), "where the trunk starts: random, synthetic (trained with "
                            "labels on drawn sites of no client, cached), or a weight file (.npz)",
                            "random, synthetic or the path of an .npz file",

@@ -1,9 +1,11 @@
 """The one place that chooses how a convolution is computed.
 
-On a CPU a convolution is written as patches and one matrix product (im2col), because XLA:CPU is slow where federated
-training lives: the gradient of a stock convolution inside `lax.scan` or `lax.map`, a convolution whose map is smaller
-than its kernel, and `vmap` over per-client kernels (a grouped convolution). On an accelerator the stock convolution
-stays. Both give the same numbers from the same parameters; `benchmarks/convolution.py` prints what each costs.
+On a CPU a convolution is written as matrix products, because XLA:CPU is slow where federated training lives: the
+gradient of a stock convolution inside `lax.scan` or `lax.map`, a convolution whose map is smaller than its kernel, and
+`vmap` over per-client kernels (a grouped convolution). Stride 1 goes by Winograd's tiles where they pay
+(`fedklpr_jax/models/winograd.py`), all else as patches and one product (im2col). On an accelerator the stock
+convolution stays. All forms give the same numbers from the same parameters, but for rounding;
+`python -m benchmarks.convolution` prints what each costs.
 """
 
 from __future__ import annotations
@@ -16,11 +18,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.models.winograd import Pads, by_tiles, tile_for
 
 Convolution = Callable[..., jax.Array]
 Padding = str | Sequence[tuple[int, int]]
 
-CONVOLUTIONS = ("auto", "patches", "stock")
+CONVOLUTIONS = ("auto", "winograd", "patches", "stock")
+# What the two forms for CPUs cover of the arguments of `lax.conv_general_dilated`.
+_PLAIN = {
+    "lhs_dilation": None,
+    "rhs_dilation": None,
+    "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+    "feature_group_count": 1,
+    "batch_group_count": 1,
+}
 _LAYOUT = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
@@ -81,6 +92,32 @@ def patches_convolution(
     return product.reshape(*patches.shape[:3], rhs.shape[3]).astype(out_dtype)
 
 
+def winograd_convolution(
+    lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Padding, **kinds: Any
+) -> jax.Array:
+    """`patches_convolution`, by tiles where `tile_for` says that they take less time.
+
+    That is for float32, stride 1 and square kernels; there only reverse differentiation is defined.
+
+    Args, Returns, Raises: as `patches_convolution`.
+
+    >>> images, kernel = jnp.ones((4, 8, 8, 32)), jnp.ones((3, 3, 32, 32))
+    >>> winograd_convolution(images, kernel, (1, 1), "SAME")[0, 0, :3, 0].round().astype(int).tolist()
+    [128, 192, 192]
+    """
+    plain = {key: kinds.get(key, default) for key, default in _PLAIN.items()}
+    _refuse_unsupported(lhs, rhs, window_strides, **plain)
+    asked = any(kinds.get(key) is not None for key in ("precision", "preferred_element_type"))
+    height, width, channels, features = rhs.shape
+    if tuple(window_strides) == (1, 1) and height == width and lhs.dtype == rhs.dtype == jnp.float32 and not asked:
+        pads = _pads(lhs, (height, width), window_strides, padding)
+        rows, columns = (length + sum(pad) - height + 1 for length, pad in zip(lhs.shape[1:3], pads, strict=True))
+        tile = tile_for((len(lhs), rows, columns), channels, features, height)
+        if tile:
+            return by_tiles(lhs, rhs, pads, tile)
+    return patches_convolution(lhs, rhs, window_strides, padding, **kinds)
+
+
 def max_pool(images: jax.Array, window: Sequence[int], strides: Sequence[int], padding: Padding) -> jax.Array:
     """Maximum over windows, as a maximum over strided slices, or over axes of the map where windows just tile it.
 
@@ -114,17 +151,17 @@ def max_pool(images: jax.Array, window: Sequence[int], strides: Sequence[int], p
 def convolution_for(backend: str) -> Convolution:
     """The convolution for a backend name as `jax.default_backend()` gives it.
 
-    >>> convolution_for("cpu") is patches_convolution, convolution_for("gpu") is lax.conv_general_dilated
+    >>> convolution_for("cpu") is winograd_convolution, convolution_for("gpu") is lax.conv_general_dilated
     (True, True)
     """
-    return patches_convolution if backend == "cpu" else lax.conv_general_dilated
+    return winograd_convolution if backend == "cpu" else lax.conv_general_dilated
 
 
 def choose_convolution(choice: str = "auto") -> Convolution:
     """The convolution a `ModelSpec` asks for; `"auto"` looks at the backend when the model is traced.
 
     Args:
-        choice: `"auto"`, `"patches"` or `"stock"`.
+        choice: `"auto"`, `"winograd"`, `"patches"` or `"stock"`.
 
     Raises:
         InputError: for any other choice.
@@ -136,7 +173,8 @@ def choose_convolution(choice: str = "auto") -> Convolution:
         raise InputError(f"model.convolution: {choice!r} is unknown; give one of {', '.join(CONVOLUTIONS)}")
     if choice == "auto":
         return convolution_for(jax.default_backend())
-    return patches_convolution if choice == "patches" else lax.conv_general_dilated
+    forms = (winograd_convolution, patches_convolution, lax.conv_general_dilated)
+    return dict(zip(CONVOLUTIONS[1:], forms, strict=True))[choice]
 
 
 def _windows(
@@ -144,9 +182,8 @@ def _windows(
 ) -> list[jax.Array]:
     """The kh*kw strided slices `[n, h', w', c]` of the padded images, row by row of the window."""
     (kh, kw), (sh, sw) = window, strides
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(images.shape[1:3], (kh, kw), (sh, sw), padding)
-    padded = lax.pad(images, jnp.asarray(fill, images.dtype), [(0, 0, 0), *((a, b, 0) for a, b in padding), (0, 0, 0)])
+    pads = _pads(images, window, strides, padding)
+    padded = lax.pad(images, jnp.asarray(fill, images.dtype), [(0, 0, 0), *((a, b, 0) for a, b in pads), (0, 0, 0)])
     n, height, width, c = padded.shape
     rows, columns = (height - kh) // sh * sh + 1, (width - kw) // sw * sw + 1
     if rows < 1 or columns < 1:
@@ -156,6 +193,14 @@ def _windows(
         for i in range(kh)
         for j in range(kw)
     ]
+
+
+def _pads(images: jax.Array, window: Sequence[int], strides: Sequence[int], padding: Padding) -> Pads:
+    """Zeros before and after rows and columns."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(images.shape[1:3], tuple(window), tuple(strides), padding)
+    (top, bottom), (left, right) = padding
+    return (top, bottom), (left, right)
 
 
 def _refuse_unsupported(

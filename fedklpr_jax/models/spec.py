@@ -48,7 +48,7 @@ class ModelSpec:
         embedding_dim: 0 for the neck on the pooled feature; else the size of a Linear-BN block in its place (FedReID).
         dropout: rate on the embedding, in training only (FedReID: 0.5).
         dtype: of the trunk's computation, `"float32"` or `"bfloat16"`; parameters, statistics and outputs are float32.
-        convolution: `"auto"` (by backend), `"patches"` or `"stock"`.
+        convolution: `"auto"` (by backend), `"winograd"`, `"patches"` or `"stock"`.
         family: `"resnet"`, `"cnn"` or `"vgg"`.
         neck: `"bn"` for a BNNeck; `"none"` where the embedding is the pooled feature, as in classification.
 

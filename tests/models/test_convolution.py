@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from jax import lax
 
 from fedklpr_jax.errors import InputError
-from fedklpr_jax.models.convolution import choose_convolution, convolution_for, max_pool, patches_convolution
+from fedklpr_jax.models.convolution import (
+    choose_convolution,
+    convolution_for,
+    max_pool,
+    patches_convolution,
+    winograd_convolution,
+)
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 PAIR = st.tuples(st.integers(0, 3), st.integers(0, 3))
@@ -123,9 +129,10 @@ def test_refuses_what_it_does_not_cover(arguments: dict[str, Any], says: str) ->
 
 
 def test_choice_by_backend_and_by_name() -> None:
-    assert convolution_for("cpu") is patches_convolution
+    assert convolution_for("cpu") is winograd_convolution
     assert convolution_for("gpu") is convolution_for("tpu") is lax.conv_general_dilated
     assert choose_convolution("auto") is convolution_for(jax.default_backend())
+    assert choose_convolution("winograd") is winograd_convolution
     assert choose_convolution("patches") is patches_convolution
     assert choose_convolution("stock") is lax.conv_general_dilated
     with pytest.raises(InputError, match="model.convolution: 'fft' is unknown"):

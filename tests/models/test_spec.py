@@ -109,11 +109,13 @@ def test_init_depends_on_the_key_alone() -> None:
 
 def test_convolution_choice_changes_neither_parameters_nor_numbers() -> None:
     kind = {"widths": (4, 8), "blocks": (1, 1), "bottleneck": True, "stem": "7x7/2+pool"}
-    patches, stock = (make_spec("thin", convolution=c, **kind) for c in ("patches", "stock"))
-    variables = patches.init(jax.random.key(0), 16, 8)
-    assert_trees_equal(variables, stock.init(jax.random.key(0), 16, 8))
-    ours, theirs = (run(s, variables, images(), True) for s in (patches, stock))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), ours, theirs)
+    stock, *others = (make_spec("thin", convolution=c, **kind) for c in ("stock", "patches", "winograd"))
+    variables = stock.init(jax.random.key(0), 16, 8)
+    theirs = run(stock, variables, images(), True)
+    for other in others:
+        assert_trees_equal(variables, other.init(jax.random.key(0), 16, 8))
+        ours = run(other, variables, images(), True)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["thin", "resnet50"])
@@ -129,7 +131,7 @@ def test_which_path_runs_where(name: str) -> None:
         x = jax.ShapeDtypeStruct((2, 64, 32, 3), jnp.float32)
         return str(jax.make_jaxpr(jax.grad(loss))(variables["params"], variables["batch_stats"], x))
 
-    assert "conv_general_dilated" not in traced("patches")
+    assert "conv_general_dilated" not in traced("patches") + traced("winograd")
     assert "conv_general_dilated" in traced("stock")
     assert ("conv_general_dilated" in traced("auto")) == (jax.default_backend() != "cpu")
 
