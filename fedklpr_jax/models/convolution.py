@@ -25,7 +25,7 @@ Padding = str | Sequence[tuple[int, int]]
 
 CONVOLUTIONS = ("auto", "winograd", "patches", "stock")
 # What the two forms for CPUs cover of the arguments of `lax.conv_general_dilated`.
-_PLAIN = {
+_PLAIN: dict[str, Any] = {
     "lhs_dilation": None,
     "rhs_dilation": None,
     "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
@@ -173,8 +173,8 @@ def choose_convolution(choice: str = "auto") -> Convolution:
         raise InputError(f"model.convolution: {choice!r} is unknown; give one of {', '.join(CONVOLUTIONS)}")
     if choice == "auto":
         return convolution_for(jax.default_backend())
-    forms = (winograd_convolution, patches_convolution, lax.conv_general_dilated)
-    return dict(zip(CONVOLUTIONS[1:], forms, strict=True))[choice]
+    forms: dict[str, Convolution] = {"winograd": winograd_convolution, "patches": patches_convolution}
+    return forms.get(choice, lax.conv_general_dilated)
 
 
 def _windows(

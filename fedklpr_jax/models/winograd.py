@@ -115,7 +115,7 @@ def _forward(images: jax.Array, kernel: jax.Array, pads: Pads, tile: int) -> tup
     outputs, weigh, move = transforms(tile, size)
     lengths = [length + sum(pad) - size + 1 for length, pad in zip(images.shape[1:3], pads, strict=True)]
     count = [-(-length // tile) for length in lengths]
-    # The images' own last rows and columns where tiles reach over them, nothing where they do not reach that far.
+    # The last tiles may reach beyond the pads.
     reach = [
         (before, tiles * tile + size - 1 - length - before)
         for (before, _), tiles, length in zip(pads, count, images.shape[1:3], strict=True)
