@@ -101,7 +101,7 @@ def winograd_convolution(
 
     Args, Returns, Raises: as `patches_convolution`.
 
-    >>> images, kernel = jnp.ones((4, 8, 8, 32)), jnp.ones((3, 3, 32, 32))
+    >>> images, kernel = jnp.ones((16, 16, 8, 32)), jnp.ones((3, 3, 32, 32))
     >>> winograd_convolution(images, kernel, (1, 1), "SAME")[0, 0, :3, 0].round().astype(int).tolist()
     [128, 192, 192]
     """

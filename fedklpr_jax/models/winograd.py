@@ -31,6 +31,8 @@ _POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 # chosen was within 16 % of the best of the three, forward and backward, for each of 23 shapes of the networks here, on
 # one AVX-512 core that makes 45e9 products a second; with 16 or 64 some choices were worse.
 _MOVE = 32
+# Tiles have to save as many products, some 0.1 ms: their programs are larger and take longer to compile.
+_LEAST = 5_000_000
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -65,7 +67,7 @@ def transforms(tile: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def tile_for(maps: tuple[int, int, int], channels: int, features: int, size: int) -> int | None:
-    """The tile that takes the least time, forward and for the kernel's gradient alike; None where patches take less.
+    """The tile that takes the least time, forward and for the gradients alike; None where patches take hardly more.
 
     Args:
       maps: images, rows and columns of the output.
@@ -80,7 +82,7 @@ def tile_for(maps: tuple[int, int, int], channels: int, features: int, size: int
     pairs, places = channels * features, size * size * count * height * width
     if min(maps) < 1 or size + max(TILES) - 2 > len(_POINTS):
         return None
-    least, best = places * (pairs + _MOVE * channels), None
+    least, best = places * (pairs + _MOVE * channels) - _LEAST, None
     for tile in TILES if size > 1 else ():
         tiles = count * -(-height // tile) * -(-width // tile)
         moved = tiles * (channels + features) + pairs

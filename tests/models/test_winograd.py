@@ -110,6 +110,11 @@ def test_rounding_stays_small_on_the_largest_tile() -> None:
     assert np.abs(found - exact).max() < 5e-5 * np.abs(exact).max()
 
 
+def test_small_convolutions_stay_patches() -> None:
+    assert tile_for((4, 8, 8), 16, 16, 3) is None and tile_for((64, 8, 8), 16, 16, 3) == 4
+    assert tile_for((32, 0, 4), 64, 64, 3) is None
+
+
 def test_what_is_not_covered_goes_by_patches() -> None:
     """Seen in the program: patches are concatenated, tiles are stacked."""
     images, kernel = jax.ShapeDtypeStruct((32, 16, 16, 64), jnp.float32), (3, 3, 64, 64)

@@ -1,0 +1,129 @@
+"""One training step of a re-ID network here and in PyTorch: prints one Markdown table.
+
+Run from the repository root, on a machine with nothing else to do:
+
+    python -m benchmarks.step --python /path/of/a/python/with/torch
+
+Forward, backward and SGD of the same network on the same shapes, float32, in a loop of steps: ours compiled with
+`model.convolution=auto` and, beside it, with patches; PyTorch as it comes, with channels last, and compiled. All are
+timed in turn, in one run, each with all cores; the ratio is ours to the fastest of PyTorch's three. Without `--python`
+only ours are timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks._common import machine, print_header, print_row
+from benchmarks.convolution import train_step
+from fedklpr_jax.models import make_spec
+
+PEER = Path(__file__).resolve().parent / "competitors" / "pytorch_steps.py"
+BLOCKS = {"resnet18": [2, 2, 2, 2], "resnet50": [3, 4, 6, 3]}
+ROWS = (("resnet18", 64, 32), ("resnet18", 128, 64), ("resnet50", 128, 64), ("resnet50", 256, 128))
+FORMS = ("default", "channels_last", "compile")
+OURS = ("auto", "patches")
+
+Timed = Callable[[int], float]
+
+
+def ours(name: str, convolution: str, height: int, width: int, batch: int) -> Timed:
+    """Seconds of a step among so many, all in one compiled loop."""
+    spec = make_spec(name, convolution=convolution)
+    step = train_step(spec)
+    images = jax.random.normal(jax.random.key(1), (batch, height, width, 3))
+    loop = jax.jit(lambda state, count: jax.lax.fori_loop(0, count, lambda _, s: step(s, images), state))
+    variables = spec.init(jax.random.key(0), height, width)
+
+    def timed(count: int) -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(loop(variables, jnp.int32(count)))
+        return (time.perf_counter() - began) / count
+
+    timed(1)
+    return timed
+
+
+class Peer:
+    """PyTorch in a process of its own, one network in it at a time."""
+
+    def __init__(self, python: str, build: list[object]) -> None:
+        self.process = subprocess.Popen([python, str(PEER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ask({"build": build})
+
+    def ask(self, question: dict[str, object]) -> float:
+        """Its answer to a line.
+
+        Raises:
+          RuntimeError: it ended without one.
+        """
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps(question), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{PEER.name} ended with status {self.process.wait()}")
+        return float(json.loads(answer))
+
+    def __call__(self, count: int) -> float:
+        """Seconds of a step among so many."""
+        return self.ask({"steps": count})
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def compare(name: str, size: tuple[int, int], batch: int, python: str | None, repetitions: int) -> dict[str, float]:
+    """Median milliseconds a step by form."""
+    forms: dict[str, Timed] = {form: ours(name, form, *size, batch) for form in OURS}
+    peers = {}
+    for form in FORMS if python else ():
+        try:
+            peers[form] = Peer(python or "", [BLOCKS[name], name == "resnet50", *size, batch, form])
+        except RuntimeError as error:
+            print(f"{name} {form}: {error}", file=sys.stderr)
+    forms |= peers
+    once = forms["auto"](1)
+    # About a second each, so that a call is no part of what is measured.
+    count = max(1, round(1 / once))
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
+    for _ in range(repetitions):
+        for form, timed in forms.items():
+            seconds[form].append(timed(count))
+    for peer in peers.values():
+        peer.close()
+    return {form: 1e3 * statistics.median(values) for form, values in seconds.items()}
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", help="a Python with PyTorch")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--networks", nargs="+", default=sorted(BLOCKS), choices=sorted(BLOCKS))
+    options = parser.parse_args(given)
+    print(f"{machine()}\n", flush=True)
+    print_header("step", "batch", "ours ms", "patches ms", *(f"PyTorch {form} ms" for form in FORMS), "ours / PyTorch")
+    for name, height, width in ROWS:
+        for batch in options.batches if name in options.networks else ():
+            ms = compare(name, (height, width), batch, options.python, options.repetitions)
+            cells = [f"{ms[form]:.0f}" if form in ms else "-" for form in (*OURS, *FORMS)]
+            best = min((ms[form] for form in FORMS if form in ms), default=None)
+            ratio = "-" if best is None else f"{ms['auto'] / best:.2f}"
+            print_row(f"{name} {height}x{width}", batch, *cells, ratio)
+
+
+if __name__ == "__main__":
+    main()
