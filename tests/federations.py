@@ -41,11 +41,13 @@ def tiny_sites() -> list[Site]:
     return synthetic.make_sites(0, height=32, width=16, specs=SPECS)
 
 
-def tiny_task(config: ml_collections.ConfigDict, method: Method | None = None) -> tuple[Task, Method]:
+def tiny_task(
+    config: ml_collections.ConfigDict, method: Method | None = None, spec: ModelSpec = TINY
+) -> tuple[Task, Method]:
     """The task of `config` with a two-block network, and its method."""
     method = method or make_method(config.method)
     union = not method.is_local("params/classifier/kernel")
-    return supervised.make_task(tiny_sites(), TINY, config, union=union), method
+    return supervised.make_task(tiny_sites(), spec, config, union=union), method
 
 
 def tiny_unsupervised_task(config: ml_collections.ConfigDict, method: Method | None = None) -> tuple[Task, Method]:

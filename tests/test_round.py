@@ -1,8 +1,10 @@
 """All ways of mapping clients give the same round, and the sums over devices meet once."""
 
+import dataclasses
 import re
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from fedklpr_jax import aggregation, client_maps, pruning
 from fedklpr_jax import round as rounds
 from fedklpr_jax.federated import ClientContext, Method, Uploads
-from tests.federations import tiny_config, tiny_task
+from tests.federations import TINY, tiny_config, tiny_task
 
 SEED = 3
 
@@ -77,6 +79,27 @@ def test_a_round_is_a_pure_function_of_its_seed(reference):
     again = one_round("fedklpr", client_map="map")
     for a, b in zip(jax.tree.leaves((again[0], again[1])), jax.tree.leaves((reference[0], reference[1])), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["fedklpr", "cahfp", "fedavg"])
+def test_a_whole_round_lowers_for_a_tpu(name):
+    """Lowering alone: no TPU has run it. The convolution is the one that is chosen there."""
+    config = tiny_config(name)
+    task, method = tiny_task(config, spec=dataclasses.replace(TINY, convolution="stock"))
+    server, clients = rounds.start(task, method, SEED)
+    engine = rounds.make_engine(task, method, epochs=1)
+    everyone = range(len(clients))
+    messages = [engine.download(server, np.int32(k)) for k in everyone]
+    inputs = rounds.round_inputs(engine, messages, clients, everyone, seed=SEED, round_=1)
+
+    def whole(server, inputs):
+        uploads, states, logs = engine.update(1, rounds.rates(task, 1, 1), inputs)
+        together = Uploads(*uploads, np.arange(len(clients), dtype=np.int32), np.ones(len(clients), bool))
+        return engine.aggregate(server, together), states, logs
+
+    lowered = jax.export.export(jax.jit(whole), platforms=["tpu"])(server, inputs)
+    text = lowered.mlir_module()
+    assert lowered.platforms == ("tpu",) and "stablehlo.convolution" in text
 
 
 def test_clients_run_their_own_number_of_steps():
