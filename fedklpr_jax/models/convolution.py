@@ -2,7 +2,7 @@
 
 On a CPU a convolution is written as matrix products, because XLA:CPU is slow where federated training lives: the
 gradient of a stock convolution inside `lax.scan` or `lax.map`, a convolution whose map is smaller than its kernel, and
-`vmap` over per-client kernels (a grouped convolution). Stride 1 goes by Winograd's tiles where they pay
+`vmap` over per-client kernels (a grouped convolution). Strides 1 and 2 go by Winograd's tiles where they pay
 (`fedklpr_jax/models/winograd.py`), all else as patches and one product (im2col). On an accelerator the stock
 convolution stays. All forms give the same numbers from the same parameters, but for rounding;
 `python -m benchmarks.convolution` prints what each costs.
@@ -11,6 +11,7 @@ convolution stays. All forms give the same numbers from the same parameters, but
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedklpr_jax.errors import InputError
-from fedklpr_jax.models.winograd import Pads, by_tiles, tile_for
+from fedklpr_jax.models.winograd import Pads, by_tiles, tile_for, unstrided
 
 Convolution = Callable[..., jax.Array]
 Padding = str | Sequence[tuple[int, int]]
@@ -97,7 +98,7 @@ def winograd_convolution(
 ) -> jax.Array:
     """`patches_convolution`, by tiles where `tile_for` says that they take less time.
 
-    That is for float32, stride 1 and square kernels; there only reverse differentiation is defined.
+    That is for float32, stride 1 or 2 and square kernels; there only reverse differentiation is defined.
 
     Args, Returns, Raises: as `patches_convolution`.
 
@@ -109,10 +110,15 @@ def winograd_convolution(
     _refuse_unsupported(lhs, rhs, window_strides, **plain)
     asked = any(kinds.get(key) is not None for key in ("precision", "preferred_element_type"))
     height, width, channels, features = rhs.shape
-    if tuple(window_strides) == (1, 1) and height == width and lhs.dtype == rhs.dtype == jnp.float32 and not asked:
-        pads = _pads(lhs, (height, width), window_strides, padding)
-        rows, columns = (length + sum(pad) - height + 1 for length, pad in zip(lhs.shape[1:3], pads, strict=True))
-        tile = tile_for((len(lhs), rows, columns), channels, features, height)
+    square = height == width and len(set(window_strides)) == 1 and window_strides[0] in (1, 2)
+    if square and lhs.dtype == rhs.dtype == jnp.float32 and not asked:
+        stride, pads = window_strides[0], _pads(lhs, (height, width), window_strides, padding)
+        rows, columns = (
+            (length + sum(pad) - height) // stride + 1 for length, pad in zip(lhs.shape[1:3], pads, strict=True)
+        )
+        tile = tile_for((len(lhs), rows, columns), channels, features, height, stride)
+        if tile and stride == 2:
+            return by_tiles(*unstrided(lhs, rhs, pads), ((0, 0), (0, 0)), tile)
         if tile:
             return by_tiles(lhs, rhs, pads, tile)
     return patches_convolution(lhs, rhs, window_strides, padding, **kinds)
@@ -142,10 +148,11 @@ def max_pool(images: jax.Array, window: Sequence[int], strides: Sequence[int], p
         (kh, kw), rows, columns = window, height // window[0], width // window[1]
         tiles = images[:, : rows * kh, : columns * kw].reshape(n, rows, kh, columns, kw, c)
         return jnp.max(tiles, axis=(2, 4))
-    result, *others = _windows(images, window, strides, padding, fill=-jnp.inf)
-    for other in others:
-        result = jnp.maximum(result, other)
-    return result
+    # First down, then across: kh + kw slices instead of kh * kw.
+    (kh, kw), (sh, sw) = window, strides
+    rows, columns = _pads(images, window, strides, padding)
+    down = reduce(jnp.maximum, _windows(images, (kh, 1), (sh, 1), (rows, (0, 0)), fill=-jnp.inf))
+    return reduce(jnp.maximum, _windows(down, (1, kw), (1, sw), ((0, 0), columns), fill=-jnp.inf))
 
 
 def convolution_for(backend: str) -> Convolution:

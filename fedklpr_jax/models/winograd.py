@@ -1,4 +1,4 @@
-"""Convolution of stride 1 by small tiles, which takes a fraction of the products: Winograd's minimal filtering.
+"""Convolution of stride 1 or 2 by small tiles, which takes a fraction of the products: Winograd's minimal filtering.
 
 A tile of `m x m` outputs of a `k x k` kernel needs `(m + k - 1)^2` products a channel pair instead of `m^2 k^2`: 36
 instead of 144 for m = 4, k = 3 (Winograd, "Arithmetic complexity of computations", 1980; Lavin and Gray, "Fast
@@ -66,7 +66,7 @@ def transforms(tile: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return a, g, b
 
 
-def tile_for(maps: tuple[int, int, int], channels: int, features: int, size: int) -> int | None:
+def tile_for(maps: tuple[int, int, int], channels: int, features: int, size: int, stride: int = 1) -> int | None:
     """The tile that takes the least time, forward and for the gradients alike; None where patches take hardly more.
 
     Args:
@@ -74,22 +74,58 @@ def tile_for(maps: tuple[int, int, int], channels: int, features: int, size: int
       channels: of the images.
       features: of the output.
       size: of the square kernel.
+      stride: 1, or 2 for a convolution that `unstrided` turns into one of stride 1.
 
     >>> tile_for((32, 16, 8), 64, 64, 3), tile_for((16, 4, 2), 192, 192, 3), tile_for((32, 24, 24), 1, 32, 5)
     (4, 2, None)
+    >>> tile_for((16, 64, 32), 3, 64, 7, stride=2), tile_for((16, 16, 8), 64, 128, 3, stride=2)
+    (4, None)
     """
     count, height, width = maps
-    pairs, places = channels * features, size * size * count * height * width
-    if min(maps) < 1 or size + max(TILES) - 2 > len(_POINTS):
+    outputs = count * height * width
+    least, best = size**2 * outputs * (channels * features + _MOVE * channels) - _LEAST, None
+    # Into the blocks once, and the gradient out of them.
+    rearranged = 2 * _MOVE * channels * stride**2 * outputs if stride > 1 else 0
+    channels, size = channels * stride**2, -(-size // stride)
+    if outputs < 1 or size + max(TILES) - 2 > len(_POINTS):
         return None
-    least, best = places * (pairs + _MOVE * channels) - _LEAST, None
+    pairs = channels * features
     for tile in TILES if size > 1 else ():
         tiles = count * -(-height // tile) * -(-width // tile)
         moved = tiles * (channels + features) + pairs
-        time = (tile + size - 1) ** 2 * (tiles * pairs + _MOVE * moved)
+        time = (tile + size - 1) ** 2 * (tiles * pairs + _MOVE * moved) + rearranged
         if time < least:
             least, best = time, tile
     return best
+
+
+def unstrided(images: jax.Array, kernel: jax.Array, pads: Pads) -> tuple[jax.Array, jax.Array]:
+    """Images and kernel whose convolution of stride 1, without pads, is that of stride 2 of the given ones.
+
+    Each 2 x 2 block of pixels becomes one with four times the channels; the kernel is cut likewise.
+
+    Args:
+      images: `[n, h, w, c]`.
+      kernel: `[k, k, c, o]`.
+      pads: zeros before and after the rows, and the columns.
+
+    Returns:
+      `[n, h', w', 4 c]` and `[k', k', 4 c, o]` with k' = ceil(k / 2).
+
+    >>> [x.shape for x in unstrided(jnp.ones((1, 8, 6, 3)), jnp.ones((7, 7, 3, 5)), ((3, 3), (3, 3)))]
+    [(1, 7, 6, 12), (4, 4, 12, 5)]
+    """
+    size, _, channels, features = kernel.shape
+    half = -(-size // 2)
+    lengths = [(length + sum(pad) - size) // 2 + half for length, pad in zip(images.shape[1:3], pads, strict=True)]
+    # As much as the kernel made even reaches; what no output looks at is cut off.
+    reach = [(before, 2 * blocks - length - before)
+             for (before, _), blocks, length in zip(pads, lengths, images.shape[1:3], strict=True)]  # fmt: skip
+    padded = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pair, 0) for pair in reach), (0, 0, 0)])
+    blocks = padded.reshape(len(images), lengths[0], 2, lengths[1], 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    even = jnp.pad(kernel, [(0, 2 * half - size)] * 2 + [(0, 0)] * 2)
+    cut = even.reshape(half, 2, half, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
+    return blocks.reshape(*blocks.shape[:3], 4 * channels), cut.reshape(half, half, 4 * channels, features)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

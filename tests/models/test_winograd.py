@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from fedklpr_jax.models.convolution import patches_convolution, winograd_convolution
-from fedklpr_jax.models.winograd import TILES, by_tiles, tile_for, transforms
+from fedklpr_jax.models.winograd import TILES, by_tiles, tile_for, transforms, unstrided
 
 PAIR = st.tuples(st.integers(0, 5), st.integers(0, 5))
 
@@ -85,6 +85,30 @@ def test_equals_patches_forward_and_gradients(
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * float(terms.max()))
 
 
+@settings(deadline=None, max_examples=8)
+@given(
+    maps=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    size=st.sampled_from([1, 2, 3, 5, 7]),
+    pads=st.tuples(PAIR, PAIR),
+    seed=st.integers(0, 1000),
+)
+@example((8, 6), 7, ((3, 3), (3, 3)), 0)  # the stem of a ResNet
+@example((4, 5), 1, ((0, 0), (0, 0)), 0)  # last rows that no output looks at
+def test_stride_two_is_stride_one_of_blocks(maps: Any, size: int, pads: Any, seed: int) -> None:
+    pads = tuple((max(a, size - length), b) for length, (a, b) in zip(maps, pads, strict=True))
+    x = jax.random.normal(jax.random.key(seed), (2, *maps, 3))
+    w = jax.random.normal(jax.random.key(seed + 1), (size, size, 3, 2))
+
+    def blocks(x: jax.Array, w: jax.Array) -> jax.Array:
+        return patches_convolution(*unstrided(x, w, pads), (1, 1), "VALID")
+
+    def direct(x: jax.Array, w: jax.Array) -> jax.Array:
+        return patches_convolution(x, w, (2, 2), pads)
+
+    for ours, wanted in zip(*(with_gradients(f, x, w) for f in (blocks, direct)), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_vmap_over_client_kernels_and_scan_equal_separate_calls() -> None:
     x = jax.random.normal(jax.random.key(0), (3, 2, 6, 5, 4))
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4, 5))
@@ -128,7 +152,7 @@ def test_what_is_not_covered_goes_by_patches() -> None:
     one, other = program()
     assert "custom_vjp" in one and "custom_vjp" not in other
     for changed in (
-        program(strides=(2, 2)), program(dtype=jnp.bfloat16),
+        program(strides=(2, 2)), program(strides=(3, 3)), program(dtype=jnp.bfloat16),
         program(size=(3, 1, 64, 64)), program(size=(1, 1, 64, 64)),
         program(precision=lax.Precision.HIGHEST), program(preferred_element_type=jnp.float32),
     ):  # fmt: skip
