@@ -2,17 +2,22 @@
 # make run          trains the default federation; flags go into ARGS="--config.rounds=2"
 # make test         ruff, mypy, then every test and doctest
 # make lint         ruff and mypy alone
+# make bench        every benchmark, as Markdown tables, on a machine with nothing else to do; TORCH=PYTHON and
+#                   FEDJAX=PYTHON name the Pythons of the peers, DATA=DIR holds Fashion-MNIST; without them less is timed
 # make test-newest  the tests in .venv-newest, made with the newest Python here; SHORT=1 runs those marked `short`.
 #                   Remove .venv-newest to have it look for newer releases again.
 
 PYTHON ?= python3
 ARGS ?=
 SHORT ?=
+TORCH ?=
+FEDJAX ?=
+DATA ?= ../shared/data/fashion_mnist
 
 INPUTS := setup.cfg requirements.txt pyproject.toml
 PYTEST := -m pytest -q -n 2 --doctest-modules fedklpr_jax tests
 
-.PHONY: venv run test lint test-newest newest-python
+.PHONY: venv run test lint bench test-newest newest-python
 .DELETE_ON_ERROR:
 
 venv: .venv/installed
@@ -49,6 +54,15 @@ run: venv
 lint: venv
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m mypy
+
+bench: venv
+	@for name in convolution round wire evaluation clustering capacity; do \
+	  printf '\n## %s\n\n' $$name; .venv/bin/python -m benchmarks.$$name || exit; \
+	done
+	@printf '\n## step\n\n'; .venv/bin/python -m benchmarks.step $(if $(TORCH),--python $(TORCH))
+	@printf '\n## many_clients\n\n'; if [ -d $(DATA) ]; then .venv/bin/python -m benchmarks.many_clients --root $(DATA) \
+	  $(if $(TORCH),--python torch=$(TORCH)) $(if $(FEDJAX),--python fedjax=$(FEDJAX)); \
+	else echo "$(DATA): not here; give DATA=DIR"; fi
 
 test: lint
 	JAX_PLATFORMS=cpu .venv/bin/python $(PYTEST)

@@ -1,11 +1,11 @@
-"""Stock convolution against patches, for the train step of a re-ID network: prints one Markdown table.
+"""Stock convolution against patches and tiles, for the train step of a re-ID network: prints one Markdown table.
 
     python -m benchmarks.convolution
 
 Each row is one way to run a step (forward, gradient, SGD): alone under `jit`, in the body of a `lax.scan` inside a
 `lax.map` over clients, and under `vmap` over two clients with kernels of their own. On a CPU the last two are where a
-stock convolution falls off; the ratio says how much the choice of `fedklpr_jax/models/convolution.py` avoids.
-Both forms of a row are timed in turn, so that other work on the machine meets them alike; the medians are printed.
+stock convolution falls off; the ratios say how much the choice of `fedklpr_jax/models/convolution.py` avoids.
+All forms of a row are timed in turn, so that other work on the machine meets them alike; the medians are printed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def program(spec: ModelSpec, way: str, batch: int, steps: int) -> tuple[Callable
 
 def compare(spec: ModelSpec, way: str, batch: int, steps: int, repetitions: int) -> dict[str, float]:
     """Median milliseconds a step, by convolution."""
-    choices = ("stock", "patches")
+    choices = ("stock", "patches", "winograd")
     programs = {c: program(make_spec(spec.name, convolution=c), way, batch, steps) for c in choices}
     count = programs["stock"][1]
     times = timed_in_turn({c: again(call) for c, (call, _) in programs.items()}, repetitions)
@@ -81,13 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     repetitions = parser.parse_args(arguments).repetitions
 
     print(f"{machine()}; images {HEIGHT}x{WIDTH}\n", flush=True)
-    print_header("network", "batch", "step under", "stock ms", "patches ms", "stock / patches", "patches images/s")
+    print_header("network", "batch", "step under", "stock ms", "patches ms", "winograd ms", "stock / winograd",
+                 "patches / winograd", "winograd images/s")  # fmt: skip
     for name, batch, steps, times in (("thin", 32, 3, repetitions), ("resnet18", 8, 1, min(repetitions, 3))):
         for way in WAYS:
             ms = compare(make_spec(name), way, batch, steps, times)
-            rate = f"{batch / ms['patches'] * 1e3:.0f}"
-            gain = f"{ms['stock'] / ms['patches']:.1f}"
-            print_row(name, batch, way, f"{ms['stock']:.1f}", f"{ms['patches']:.1f}", gain, rate)
+            best = ms["winograd"]
+            ratios = (f"{ms[other] / best:.1f}" for other in ("stock", "patches"))
+            cells = (f"{ms[form]:.1f}" for form in ("stock", "patches", "winograd"))
+            print_row(name, batch, way, *cells, *ratios, f"{batch / best * 1e3:.0f}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import clustering, many_clients, wire
+from benchmarks import clustering, many_clients, step, wire
 from benchmarks import round as benchmark
 from benchmarks._common import timed_in_turn
 from benchmarks.competitors._work import Work, save
@@ -55,6 +55,14 @@ def test_libraries_do_the_same_work(tmp_path):
     assert told[0]["moved"] == pytest.approx(told[1]["moved"], rel=0.3)
     with pytest.raises(RuntimeError, match="jax_loop: .*nowhere.npz"):
         many_clients.play("jax_loop", sys.executable, {}, tmp_path / "nowhere.npz")
+
+
+def test_the_step_is_timed_against_its_floor_and_a_peer_that_fails_is_told():
+    assert step.matmul_rate(64, 1) > 0
+    assert step.operations("thin", 32, 16, 4) == pytest.approx(2 * step.operations("thin", 32, 16, 2), rel=0.1)
+    assert step.ours("thin", "auto", 32, 16, 4)(2) > 0
+    with pytest.raises(RuntimeError, match="pytorch_steps.py ended with status 1"):
+        step.Peer(sys.executable, [[1, 1, 1, 1], False, 32, 16, 4, "default"])
 
 
 def test_the_small_round_fills_both_tables(capsys):

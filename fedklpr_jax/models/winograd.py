@@ -165,15 +165,16 @@ def _forward(images: jax.Array, kernel: jax.Array, pads: Pads, tile: int) -> tup
     product = jnp.einsum("abnhwc,abco->abnhwo", moved, weighed)
     grid = _both(outputs, product).transpose(2, 3, 0, 4, 1, 5)
     maps = grid.reshape(len(images), count[0] * tile, count[1] * tile, -1)[:, : lengths[0], : lengths[1]]
-    return maps, (moved, weighed, images.shape)
+    return maps, (moved, weighed)
 
 
 def _backward(pads: Pads, tile: int, kept: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both gradients in the place of the products: `D = A dY A^T`, then `G^T (V^T D) G` and `B (D U^T) B^T`."""
-    moved, weighed, (count, *lengths, _) = kept
+    moved, weighed = kept
     size = moved.shape[0] - tile + 1
     outputs, weigh, move = transforms(tile, size)
-    rows, columns = moved.shape[3:5]
+    count, rows, columns = moved.shape[2:5]
+    height, width = (length - sum(pad) + size - 1 for length, pad in zip(cotangent.shape[1:3], pads, strict=True))
     excess = [(0, tiles * tile - length) for tiles, length in zip((rows, columns), cotangent.shape[1:3], strict=True)]
     grid = jnp.pad(cotangent, [(0, 0), *excess, (0, 0)]).reshape(count, rows, tile, columns, tile, -1)
     spread = _both(outputs.T, grid.transpose(2, 4, 0, 1, 3, 5))
@@ -182,7 +183,7 @@ def _backward(pads: Pads, tile: int, kept: Any, cotangent: jax.Array) -> tuple[j
     of_rows = _overlapped(move, [of_tiles[:, b] for b in range(len(move))], 3, tile)
     padded = _overlapped(move, list(of_rows), 1, tile)
     (top, _), (left, _) = pads
-    return padded[:, top : top + lengths[0], left : left + lengths[1]], of_kernel
+    return padded[:, top : top + height, left : left + width], of_kernel
 
 
 by_tiles.defvjp(_forward, _backward)
