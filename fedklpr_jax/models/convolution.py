@@ -150,9 +150,9 @@ def max_pool(images: jax.Array, window: Sequence[int], strides: Sequence[int], p
         return jnp.max(tiles, axis=(2, 4))
     # First down, then across: kh + kw slices instead of kh * kw.
     (kh, kw), (sh, sw) = window, strides
-    rows, columns = _pads(images, window, strides, padding)
-    down = reduce(jnp.maximum, _windows(images, (kh, 1), (sh, 1), (rows, (0, 0)), fill=-jnp.inf))
-    return reduce(jnp.maximum, _windows(down, (1, kw), (1, sw), ((0, 0), columns), fill=-jnp.inf))
+    vertical, horizontal = _pads(images, window, strides, padding)
+    down = reduce(jnp.maximum, _windows(images, (kh, 1), (sh, 1), (vertical, (0, 0)), fill=-jnp.inf))
+    return reduce(jnp.maximum, _windows(down, (1, kw), (1, sw), ((0, 0), horizontal), fill=-jnp.inf))
 
 
 def convolution_for(backend: str) -> Convolution:
