@@ -136,7 +136,8 @@ FIELDS: dict[str, Field] = {
                               *at_least(1)),
     "client_map": Field("map", "how clients are mapped", *one_of("map", "vmap", "pmap", "loop")),
     "client_chunk": Field(0, "vmap: clients at once; 0 = all", *at_least(0)),
-    "devices": Field(0, "devices that share the clients; 0 = all", *at_least(0)),
+    "devices": Field(0, "devices that share the clients; 0 = all; a CPU is one, or so many if more are asked for",
+                     *at_least(0)),
     "client_states": Field("auto", "where clients' states lie between rounds: in memory, or a file each in the run's "
                            "folder; auto = on disk from 1 GiB in all", *one_of("auto", "memory", "disk")),
     "wire.encode": Field(True, "whether messages go through the wire format; False hands the arrays over and counts 4 "

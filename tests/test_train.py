@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -24,6 +27,7 @@ from fedklpr_jax.metrics import Ledger, MetricsLog, read_metrics
 from fedklpr_jax.pruning import apply_mask
 from tests.federations import toy_task
 
+ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ((1.0, 3.0), (2.0, -1.0), (4.0, 0.5))
 
 
@@ -341,3 +345,16 @@ def test_a_first_upload_that_is_pruned_already_is_not_taken_for_a_dense_one():
     assert sizes["pruned"].up != sizes["dense"].up
     for client, dense in sizes["dense"].dense_payload.items():
         assert abs(sizes["pruned"].dense_payload[client] - dense) <= 8
+
+
+@pytest.mark.parametrize(("flags", "counts"), [("", "3 3"), ("--xla_force_host_platform_device_count=4", "4 4")])
+def test_a_processor_becomes_as_many_devices_as_are_asked_for_while_jax_has_not_begun(flags, counts):
+    program = (
+        "import jax; from fedklpr_jax.train import split_processor as split; "
+        "split(3); first = jax.device_count(); split(2); print(first, jax.device_count())"
+    )
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == counts
