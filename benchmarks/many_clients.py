@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def make_work(data: labelled.Labelled, setting: str, rounds: int) -> Work:
     )  # fmt: skip
 
 
-def play(script: str, python: str, environment: dict[str, str], work: Path) -> dict[str, object]:
+def play(script: str, python: str, environment: dict[str, str], work: Path) -> dict[str, Any]:
     """What a library tells of the work.
 
     Raises:
@@ -97,9 +98,14 @@ def compare(work: Work, pythons: dict[str, str], repetitions: int) -> None:
                 if not python:
                     continue
                 try:
-                    told.setdefault(name, []).append(play(script, python, environment, path))
+                    run = play(script, python, environment, path)
                 except RuntimeError as error:
                     print(f"{name}: {error}", file=sys.stderr)
+                    continue
+                if len(run["seconds"]) == len(work.participants):
+                    told.setdefault(name, []).append(run)
+                else:
+                    print(f"{name}: {len(run['seconds'])} of {len(work.participants)} rounds", file=sys.stderr)
     best = min(statistics.median(run["seconds"][WARM:]) for name, runs in told.items() if name.startswith(OURS)
                for run in runs)  # fmt: skip
     print_header("library", "ms a round", "least", "most", "ms a step", "times ours", "MB")

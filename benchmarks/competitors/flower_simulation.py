@@ -73,7 +73,8 @@ def run(work: Work) -> None:
     net = Net()
     strategy = Timed(
         fraction_fit=together / work.clients, min_fit_clients=together, fraction_evaluate=0.0,
-        initial_parameters=ndarrays_to_parameters(arrays(net)),
+        # The first round waits until all are there.
+        min_available_clients=work.clients, initial_parameters=ndarrays_to_parameters(arrays(net)),
     )  # fmt: skip
 
     def server(context: Context) -> ServerAppComponents:
