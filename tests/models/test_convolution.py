@@ -21,6 +21,7 @@ from fedklpr_jax.models.convolution import (
     patches_convolution,
     winograd_convolution,
 )
+from tests.convolutions import with_gradients
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 PAIR = st.tuples(st.integers(0, 3), st.integers(0, 3))
@@ -28,17 +29,6 @@ PAIR = st.tuples(st.integers(0, 3), st.integers(0, 3))
 
 def stock_convolution(x: jax.Array, w: jax.Array, strides: Any, padding: Any) -> jax.Array:
     return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=LAYOUT)
-
-
-def with_gradients(convolution: Any, x: jax.Array, w: jax.Array, strides: Any, padding: Any) -> Any:
-    """Output and both gradients of a loss that weighs every output place differently."""
-
-    def loss(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = convolution(x, w, strides, padding)
-        return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y), y
-
-    gradients, y = jax.grad(loss, argnums=(0, 1), has_aux=True)(x, w)
-    return y, *gradients
 
 
 @settings(deadline=None, max_examples=8)

@@ -14,6 +14,7 @@ from jax import lax
 
 from fedklpr_jax.models.convolution import patches_convolution, winograd_convolution
 from fedklpr_jax.models.winograd import TILES, by_tiles, tile_for, transforms, unstrided
+from tests.convolutions import with_gradients
 
 PAIR = st.tuples(st.integers(0, 5), st.integers(0, 5))
 
@@ -39,17 +40,6 @@ def test_more_points_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="a tile of 4 under a kernel of 7 needs more than 8 points"):
         transforms(4, 7)
     assert tile_for((32, 64, 64), 64, 64, 7) is None
-
-
-def with_gradients(convolution: Any, x: jax.Array, w: jax.Array) -> Any:
-    """Output and both gradients of a loss that weighs every output place differently."""
-
-    def loss(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = convolution(x, w)
-        return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y), y
-
-    gradients, y = jax.grad(loss, argnums=(0, 1), has_aux=True)(x, w)
-    return y, *gradients
 
 
 @settings(deadline=None, max_examples=6)
