@@ -34,11 +34,11 @@ from fedklpr_jax.simulation import participants
 
 HERE = Path(__file__).resolve().parent / "competitors"
 OURS = "fedklpr_jax"
-# Script, which of the given Pythons runs it, and what it needs in the environment.
 TWO = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+# Script, which of the given Pythons runs it, and what it needs in the environment.
 LIBRARIES = {
     OURS: ("fedklpr_jax_rounds", "", {}),
-    f"{OURS}, a device for each core": ("fedklpr_jax_rounds", "", TWO),
+    f"{OURS}, two devices": ("fedklpr_jax_rounds", "", TWO),
     "plain JAX loop": ("jax_loop", "", {}),
     "plain PyTorch loop": ("pytorch_loop", "torch", {}),
     "pfl-research": ("pfl_research", "torch", {}),

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 
 def with_gradients(convolution: Any, x: jax.Array, w: jax.Array, *how: Any) -> Any:
@@ -17,3 +19,19 @@ def with_gradients(convolution: Any, x: jax.Array, w: jax.Array, *how: Any) -> A
 
     gradients, y = jax.grad(loss, argnums=(0, 1), has_aux=True)(x, w)
     return y, *gradients
+
+
+def assert_clients_agree(convolution: Any, *how: Any) -> None:
+    """`vmap` over kernels of clients and a scan over clients give what separate calls give, gradients included."""
+    x = jax.random.normal(jax.random.key(0), (3, 2, 6, 5, 4))
+    w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4, 5))
+
+    def one(x: jax.Array, w: jax.Array) -> Any:
+        return with_gradients(convolution, x, w, *how)
+
+    step = jax.jit(one)
+    apart = [step(x[i], w[i]) for i in range(3)]
+    for together in (jax.jit(jax.vmap(one))(x, w), lax.map(lambda pair: one(*pair), (x, w))):
+        for i in range(3):
+            for ours, theirs in zip(together, apart[i], strict=True):
+                np.testing.assert_allclose(ours[i], theirs, rtol=1e-5, atol=1e-5)

@@ -87,7 +87,7 @@ def tile_for(maps: tuple[int, int, int], channels: int, features: int, size: int
     # Into the blocks once, and the gradient out of them.
     rearranged = 2 * _MOVE * channels * stride**2 * outputs if stride > 1 else 0
     channels, size = channels * stride**2, -(-size // stride)
-    if outputs < 1 or size + max(TILES) - 2 > len(_POINTS):
+    if min(maps) < 1 or size + max(TILES) - 2 > len(_POINTS):
         return None
     pairs = channels * features
     for tile in TILES if size > 1 else ():

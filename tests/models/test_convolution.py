@@ -21,7 +21,7 @@ from fedklpr_jax.models.convolution import (
     patches_convolution,
     winograd_convolution,
 )
-from tests.convolutions import with_gradients
+from tests.convolutions import assert_clients_agree, with_gradients
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 PAIR = st.tuples(st.integers(0, 3), st.integers(0, 3))
@@ -66,18 +66,7 @@ def test_equals_stock_forward_and_gradients(
 
 
 def test_vmap_over_client_kernels_and_scan_equal_separate_calls() -> None:
-    x = jax.random.normal(jax.random.key(0), (3, 2, 6, 5, 4))
-    w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4, 5))
-
-    def one(x: jax.Array, w: jax.Array) -> Any:
-        return with_gradients(patches_convolution, x, w, (1, 1), "SAME")
-
-    step = jax.jit(one)
-    apart = [step(x[i], w[i]) for i in range(3)]
-    for together in (jax.jit(jax.vmap(one))(x, w), lax.map(lambda pair: one(*pair), (x, w))):
-        for i in range(3):
-            for ours, theirs in zip(together, apart[i], strict=True):
-                np.testing.assert_allclose(ours[i], theirs, rtol=1e-5, atol=1e-5)
+    assert_clients_agree(patches_convolution, (1, 1), "SAME")
 
 
 def test_bfloat16_sums_in_float32() -> None:
