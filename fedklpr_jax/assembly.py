@@ -11,8 +11,9 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
+from fedklpr_jax import hosts
 from fedklpr_jax.console import Console
-from fedklpr_jax.data import folder, labelled, partition, shapes, synthetic
+from fedklpr_jax.data import drawn, folder, labelled, partition, shapes, synthetic
 from fedklpr_jax.data.public import public_pixels
 from fedklpr_jax.data.scenario import split_sites
 from fedklpr_jax.data.site import Site, pooled
@@ -37,11 +38,23 @@ class Dealt(NamedTuple):
     shares: Sequence[Share]
 
 
+class Parts(NamedTuple):
+    """What a federation is built of, and nothing compiled: `narrow` are the tasks of `make_engine`, `exams` the
+    pictures of each of the task's tests (re-ID), `dealt` the data set with each client's rows (classification), `notes`
+    what the user should know of the data, `lines` what each client holds."""
+
+    task: Task
+    method: Method
+    narrow: Sequence[Task]
+    exams: Sequence[Site]
+    notes: tuple[str, ...]
+    lines: tuple[str, ...]
+    dealt: Dealt | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Federation:
-    """What does not change during a run: `exams` are the pictures of each of the task's tests (re-ID), `dealt` the data
-    set with each client's rows (classification), `notes` what the user should know of the data, `lines` what each
-    client holds."""
+    """What does not change during a run; `exams`, `notes`, `lines` and `dealt` as in `Parts`."""
 
     config: ml_collections.ConfigDict
     exams: Sequence[Site]
@@ -106,7 +119,8 @@ def load_sites(config: ml_collections.ConfigDict) -> tuple[list[Site], list[Site
                     f"config.data.{setting}: {name!r} is no synthetic site; there are {', '.join(specs)}"
                 )
         chosen = [specs[name] for name in wanted] or list(specs.values())
-        found, notes = synthetic.make_sites(data.seed, specs=chosen, **size), []
+        cache = cache_directory(data.cache, "images")
+        found, notes = drawn.kept_sites(data.seed, specs=chosen, cache=cache, **size), []
     by_name = {site.name: site for site in found}
     for name in unseen:
         if name not in by_name:
@@ -185,27 +199,30 @@ def make_federation(config: ml_collections.ConfigDict, console: Console) -> Fede
             f"config.model.arch: {config.model.arch!r} is not for the {config.task.name} task; give {right}"
         )
     build = _classification if classifies else _reid
-    return build(config, console)
-
-
-def _engine(
-    config: ml_collections.ConfigDict, task: Task, method: Method, spec: ModelSpec, make_task: Callable[..., Task]
-) -> Engine:
-    """The engine of `task`; where devices differ and clients train networks of their own size, also of theirs."""
-    compact = method.capacity if config.method.capacity.form == "compact" else None
-    return make_engine(
-        task,
-        method,
+    parts = hosts.agreed(lambda: build(config, console))
+    hosts.check_same("data or settings", (parts.task.arrays, parts.task.clients))
+    engine = make_engine(
+        parts.task,
+        parts.method,
         epochs=config.epochs,
         client_map=config.client_map,
         chunk=config.client_chunk,
         devices=config.devices,
-        clients=participation_count(len(task.clients), config.participation),
-        narrow=[make_task(narrow) for narrow in compact.specs(spec)] if compact else (),
+        clients=participation_count(len(parts.task.clients), config.participation),
+        narrow=parts.narrow,
     )
+    return Federation(config, parts.exams, engine, parts.notes, parts.lines, parts.dealt)
 
 
-def _classification(config: ml_collections.ConfigDict, console: Console) -> Federation:
+def _narrow(
+    config: ml_collections.ConfigDict, method: Method, spec: ModelSpec, make_task: Callable[..., Task]
+) -> list[Task]:
+    """Where devices differ and clients train networks of their own size, the task of each."""
+    compact = method.capacity if config.method.capacity.form == "compact" else None
+    return [make_task(narrow) for narrow in compact.specs(spec)] if compact else []
+
+
+def _classification(config: ml_collections.ConfigDict, console: Console) -> Parts:
     method = make_method(config.method)
     if method.needs_public:
         raise InputError(
@@ -230,12 +247,11 @@ def _classification(config: ml_collections.ConfigDict, console: Console) -> Fede
         f"{len(task.clients)} clients: {min(counts)} to {max(counts)} images to train on, "
         f"{min(tested)} to {max(tested)} to test on, {len(data.classes)} classes",
     )
-    return Federation(
-        config, (), _engine(config, task, method, spec, make_task), data.refused, lines, Dealt(data, shares)
-    )
+    narrow = _narrow(config, method, spec, make_task)
+    return Parts(task, method, narrow, (), data.refused, lines, Dealt(data, shares))
 
 
-def _reid(config: ml_collections.ConfigDict, console: Console) -> Federation:
+def _reid(config: ml_collections.ConfigDict, console: Console) -> Parts:
     sites, unseen, notes = load_sites(config)
     sites, told = split_sites(
         sites, config.data.scenario, clients=config.data.identity_clients, seed=config.data.seed
@@ -281,10 +297,8 @@ def _reid(config: ml_collections.ConfigDict, console: Console) -> Federation:
         for name, data in zip(task.client_names, task.clients, strict=True)
     ]
     lines += [f"{site.name}: nobody trains on it, {len(site.query)} queries" for site in unseen]
-    return Federation(
-        config, [exam.site for exam in exams], _engine(config, task, method, spec, make_task), tuple(notes),
-        tuple(lines),
-    )  # fmt: skip
+    narrow = _narrow(config, method, spec, make_task)
+    return Parts(task, method, narrow, [exam.site for exam in exams], tuple(notes), tuple(lines))
 
 
 def participation_count(clients: int, share: float) -> int:

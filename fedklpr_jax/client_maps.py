@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedklpr_jax.trees import PyTree, stack
@@ -52,9 +52,29 @@ Mapper = Callable[[str, Callable[..., PyTree]], Mapped]
 
 
 def client_mesh(devices: int) -> Mesh:
-    """A mesh with the one axis `clients` over the first `devices` devices."""
-    chosen = jax.devices()[:devices]
+    """A mesh with the one axis `clients` over `devices` devices, as many of each host."""
+    by_turns = sorted(jax.devices(), key=lambda device: (_rank_on_its_host(device), device.process_index))
+    chosen = sorted(by_turns[:devices], key=lambda device: (device.process_index, device.id))
     return jax.make_mesh((len(chosen),), ("clients",), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def _rank_on_its_host(device: jax.Device) -> int:
+    return sum(other.process_index == device.process_index and other.id < device.id for other in jax.devices())
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device has in full."""
+    return NamedSharding(mesh, P())
+
+
+def compiled(function: Callable[..., PyTree], mesh: Mesh, donate: tuple[int, ...] = ()) -> Callable[..., PyTree]:
+    """`function` compiled for the devices of `mesh`.
+
+    With several hosts all results are brought to each of them, where the next step reads them; one host reads what lies
+    on its devices as it is.
+    """
+    several = len({device.process_index for device in mesh.devices.flat}) > 1
+    return jax.jit(function, donate_argnums=donate, out_shardings=everywhere(mesh) if several else None)
 
 
 def make_mapper(client_map: str, mesh: Mesh, chunk: int, arrays: PyTree, names: Sequence[str]) -> Mapper:
@@ -102,7 +122,7 @@ def make_reducer(mesh: Mesh, arrays: PyTree) -> Mapper:
             body = jax.shard_map(
                 body, mesh=mesh, in_specs=(P(), P(), P("clients")), out_specs=(P(), P("clients")), check_vma=False
             )
-        program = jax.jit(body)
+        program = compiled(body, mesh)
         return lambda scalars, *trees: program(arrays, scalars, trees)
 
     return _sharing(reduced)
@@ -169,7 +189,7 @@ def _over_devices(stage: Callable[..., PyTree], arrays: PyTree, mesh: Mesh, clie
         body = jax.shard_map(
             body, mesh=mesh, in_specs=(P(), P(), P("clients")), out_specs=P("clients"), check_vma=False
         )
-    program = jax.jit(body)
+    program = compiled(body, mesh)
     return lambda scalars, *trees: program(arrays, scalars, trees)
 
 

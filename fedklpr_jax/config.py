@@ -18,6 +18,7 @@ from fedklpr_jax.fields import (
     at_least,
     between,
     copies,
+    hosts,
     identities,
     layers,
     one_of,
@@ -136,8 +137,12 @@ FIELDS: dict[str, Field] = {
                               *at_least(1)),
     "client_map": Field("map", "how clients are mapped", *one_of("map", "vmap", "pmap", "loop")),
     "client_chunk": Field(0, "vmap: clients at once; 0 = all", *at_least(0)),
-    "devices": Field(0, "devices that share the clients; 0 = all; a CPU is one, or so many if more are asked for",
+    "devices": Field(0, "devices of a host that share the clients; 0 = all; a CPU is one, or so many if more are "
+                     "asked for",
                      *at_least(0)),
+    "hosts": Field("", "several hosts that share the clients, each running the same command: where the first listens, "
+                   "how many they are, which this is; auto = as the cluster's manager (such as Slurm) says",
+                   "auto or HOST:PORT,COUNT,INDEX, such as 10.0.0.5:12345,2,0", hosts),
     "client_states": Field("auto", "where clients' states lie between rounds: in memory, or a file each in the run's "
                            "folder; auto = on disk from 1 GiB in all", *one_of("auto", "memory", "disk")),
     "wire.encode": Field(True, "whether messages go through the wire format; False hands the arrays over and counts 4 "
@@ -338,6 +343,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.wire.dtype != "float32" and not config.wire.encode:
         raise InputError(f"config.wire.dtype: {config.wire.dtype} is what values are encoded as; give wire.encode=True "
                          "or float32")
+    if config.hosts and config.client_map not in ("map", "vmap"):
+        raise InputError(f"config.client_map: {config.client_map!r} is for one host; give map or vmap")
+    if config.hosts and config.client_states == "disk":
+        raise InputError("config.client_states: 'disk' is for one host, others could not read them; give memory")
     reid = config.method.reid
     if config.method.name == "fedreid" and bool(reid.distill_every) + reid.cluster + bool(reid.cloud_every) > 1:
         raise InputError("config.method.reid: distillation, clustering and edges are not combined; leave on one of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,12 @@ def _positive(text: str) -> bool:
 def layers(value: str) -> bool:
     """Whether `value` is parts of paths: `classifier,bnneck`."""
     return all(name.strip().isidentifier() for name in value.split(","))
+
+
+def hosts(value: str) -> bool:
+    """Whether `value` is empty, `auto`, or `HOST:PORT,COUNT,INDEX` with an index below the count."""
+    found = re.fullmatch(r"[^\s,]+:\d{1,5},(\d+),(\d+)", value)
+    return value in ("", "auto") or bool(found and int(found[2]) < int(found[1]))
 
 
 def shares(value: str) -> bool:

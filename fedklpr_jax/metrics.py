@@ -6,6 +6,7 @@ A run directory holds `config.json`, `metrics.jsonl` (one event a line), `summar
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -75,6 +76,20 @@ def write_json(path: Path, obj: Any) -> None:
     write_atomically(path, (json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n").encode())
 
 
+def _claim(file: BinaryIO, path: Path) -> None:
+    """Makes this the only process that writes to `file` until it is closed, by whatever end of the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"{path}: another process is at work on this run; wait for its end, or give --config.out=OTHER"
+        ) from error
+    except OSError:
+        # A file system without locks; two processes on one run then do the same work and spoil the log.
+        pass
+
+
 class MetricsLog:
     """An append-only log of JSON lines; each line is on disk when `write` returns.
 
@@ -104,9 +119,10 @@ class MetricsLog:
                 keeps every whole line.
 
         Raises:
-            InputError: the log is shorter than `offset`, or no line ends there.
+            InputError: another process writes to it, the log is shorter than `offset`, or no line ends there.
         """
         file = path.open("a+b")
+        _claim(file, path)
         file.seek(0)
         data = file.read()
         keep = data.rfind(b"\n") + 1 if offset is None else offset

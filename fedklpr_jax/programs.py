@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedklpr_jax import hosts
 from fedklpr_jax.client_maps import Mapper, spread
 from fedklpr_jax.client_update import ClientUpdate, Found, RoundInputs, Told, Training
 from fedklpr_jax.federated import ClientState
@@ -89,7 +90,7 @@ def epochs_in_stages(stages: ClientUpdate, mapper: Mapper) -> Epochs:
                 if steps else labelling.unlabelled
                 for place, (client, steps) in enumerate(zip(inputs.data.index, inputs.steps, strict=True))
             ]  # fmt: skip
-        return Found(features, stack(labels))
+        return Found(features, hosts.told(stack(labels)))
 
     def epochs(
         round_: int, rates: np.ndarray, inputs: RoundInputs, training: Training, watch: Watch

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fedklpr_jax import programs, submodels
+from fedklpr_jax import hosts, programs, submodels
 from fedklpr_jax.aggregation import masked_mean, mean_of_sums, weighted_sums
-from fedklpr_jax.client_maps import CLIENT_MAPS, Common, client_mesh, make_mapper, make_reducer
+from fedklpr_jax.client_maps import CLIENT_MAPS, Common, client_mesh, compiled, everywhere, make_mapper, make_reducer
 from fedklpr_jax.client_states import ClientStates
 from fedklpr_jax.client_update import ClientUpdate, RoundInputs, Told
+from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import (
     ClientState,
     Message,
@@ -78,24 +79,27 @@ def make_engine(
       epochs: local epochs E of a round.
       client_map: one of `CLIENT_MAPS`.
       chunk: with `vmap`, how many clients at once; 0 = all.
-      devices: how many devices share the clients at most; 0 = all there are.
+      devices: how many devices of each host share the clients at most; 0 = all there are.
       clients: how many clients take part in a round; 0 = all.
       narrow: for a method with a `capacity`, the same task with the network of each class (`capacity.specs`), not
         started from given weights: every client then trains a network of its own class's size. Without them all train
         the whole network under masks, which gives the same numbers.
 
     Raises:
-      InputError: a narrow task is not what the method cuts the whole one to.
+      InputError: a narrow task is not what the method cuts the whole one to, or there are more hosts than work.
     """
     if client_map not in CLIENT_MAPS:
         raise ValueError(f"client_map: {client_map!r} is not known; it is one of {', '.join(CLIENT_MAPS)}")
     stages = ClientUpdate(task, method)
     # More devices than clients would only train padding.
-    available = min(devices or len(jax.devices()), len(jax.devices()), clients or len(task.clients))
+    available = min(devices * hosts.count() or len(jax.devices()), len(jax.devices()), clients or len(task.clients))
+    if available < hosts.count():
+        raise InputError(
+            f"config.hosts: {hosts.count()} hosts for {available} clients or devices at a time; give fewer hosts"
+        )
     mesh = client_mesh(1 if client_map == "loop" else available)
     # One copy on the devices, made once: without this every call would send all images anew.
-    everywhere = NamedSharding(mesh, P())
-    arrays = jax.device_put(task.arrays, everywhere)
+    arrays = jax.device_put(task.arrays, everywhere(mesh))
     mapper = make_mapper(client_map, mesh, chunk, arrays, task.client_names)
     staged = client_map == "loop" or (task.labelling is not None and task.labelling.on_host)
     if narrow:
@@ -107,7 +111,7 @@ def make_engine(
         update, fine_tune = (programs.staged if staged else programs.fused)(stages, mapper, mesh.size)
     mean = masked_mean if mesh.size == 1 else _sharded_mean(mesh)
     public = task.public
-    images = None if public is None else jax.device_put(public.arrays, everywhere)
+    images = None if public is None else jax.device_put(public.arrays, everywhere(mesh))
 
     def server_step(server: ServerState, uploads: Uploads, images: PyTree) -> tuple[ServerState, dict[str, jax.Array]]:
         if public is None:
@@ -115,7 +119,7 @@ def make_engine(
         represent = functools.partial(public.represent, images)
         return method.aggregate(server, uploads, ServerContext(mean, represent, public.images))
 
-    step = jax.jit(server_step, donate_argnums=0)
+    step = compiled(server_step, mesh, donate=(0,))
     steps = max(task.plan(0, 0, k, 1).shape[1] for k in range(len(task.clients)))
     sums = client_map == "map" and method.aggregate is average and not (narrow or staged)
 
@@ -123,11 +127,11 @@ def make_engine(
         return server._replace(model=mean_of_sums(sums, server.model), round=server.round + 1)
 
     return Engine(
-        task, method, epochs, steps, lambda server: jax.device_put(server, everywhere),
-        jax.jit(method.download), update, fine_tune,
+        task, method, epochs, steps, lambda server: jax.device_put(server, everywhere(mesh)),
+        compiled(method.download, mesh), update, fine_tune,
         lambda server, uploads: step(server, uploads, images),
         programs.summed(stages, make_reducer(mesh, arrays), mesh.size) if sums else None,
-        jax.jit(after_sums, donate_argnums=0),
+        compiled(after_sums, mesh, donate=(0,)),
     )  # fmt: skip
 
 

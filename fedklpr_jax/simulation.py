@@ -21,6 +21,7 @@ from fedklpr_jax.assembly import Federation, participation_count
 from fedklpr_jax.client_maps import Common
 from fedklpr_jax.client_states import ClientStates
 from fedklpr_jax.client_update import RoundInputs
+from fedklpr_jax.compilations import programs_made
 from fedklpr_jax.evaluation.accuracy import Classified
 from fedklpr_jax.evaluation.features import Evaluation
 from fedklpr_jax.federated import ClientState, ServerState
@@ -132,7 +133,7 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
     A refused client keeps the state it had, and its upload gets no weight; a round in which all are refused leaves the
     model as it was.
     """
-    began, split = time.monotonic(), Split()
+    began, split, made = time.monotonic(), Split(), programs_made()
     config, engine, task = federation.config, federation.engine, federation.task
     server, ledger = engine.place(state.server), state.ledger
     round_ = int(server.round)
@@ -193,6 +194,7 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, dict[s
         "event": "round",
         "round": round_,
         "seconds": time.monotonic() - began,
+        "programs": programs_made() - made,
         "clients": log,
         "refused": refused,
         "split": split.seconds,

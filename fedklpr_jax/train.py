@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from fedklpr_jax import checkpoint, pictures, report
+from fedklpr_jax import checkpoint, hosts, pictures, report
 from fedklpr_jax import config as settings
 from fedklpr_jax.assembly import Federation, cache_directory, make_federation
 from fedklpr_jax.client_states import Shelf
@@ -29,7 +30,7 @@ from fedklpr_jax.simulation import Evaluations, Examination, RunState, examine, 
 
 # Settings that may differ between the runs before and after an interruption: they change no number.
 FREE = frozenset({
-    "out", "name", "compilation_cache", "data.cache", "checkpoint.keep", "checkpoint.every", "client_states",
+    "out", "name", "compilation_cache", "data.cache", "checkpoint.keep", "checkpoint.every", "client_states", "hosts",
 })  # fmt: skip
 
 # Bytes of all clients' states from which each is kept in a file of its own.
@@ -76,6 +77,15 @@ def prepare_directory(config: ml_collections.ConfigDict, command: str) -> Path:
     return directory
 
 
+def _directory(config: ml_collections.ConfigDict, command: str) -> tuple[Path, contextlib.ExitStack]:
+    """Where this host writes, and what to close in the end: on the first host the run's directory, on another one that
+    is deleted."""
+    closing = contextlib.ExitStack()
+    if hosts.index() == 0:
+        return prepare_directory(config, command), closing
+    return Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="fedklpr-"))), closing
+
+
 def split_processor(devices: int) -> None:
     """Makes so many devices of a CPU, each at work on clients of its own: small networks leave cores idle otherwise.
 
@@ -88,6 +98,8 @@ def split_processor(devices: int) -> None:
 
 
 def _save(federation: Federation, directory: Path, state: RunState, log: MetricsLog) -> None:
+    if hosts.index():
+        return
     clients, folder = state.clients, directory / "checkpoints"
     meta = {
         "ledger": state.ledger.to_json(),
@@ -107,8 +119,9 @@ def _load_or_start(federation: Federation, directory: Path) -> tuple[RunState, i
     config, folder = federation.config, directory / "checkpoints"
     server, clients = start(federation.task, federation.engine.method, config.seed)
     metas = checkpoint.metas(folder)
+    # Another host could not read the first one's files.
     on_disk = config.client_states == "disk" or (
-        config.client_states == "auto" and clients.bytes_in_all() > ON_DISK_FROM
+        config.client_states == "auto" and clients.bytes_in_all() > ON_DISK_FROM and hosts.count() == 1
     )
     if on_disk or any(name for meta in metas.values() for name in meta["clients"].values()):
         clients = dataclasses.replace(clients, shelf=Shelf(directory / "clients"))
@@ -124,8 +137,21 @@ def _load_or_start(federation: Federation, directory: Path) -> tuple[RunState, i
     return RunState(server, clients, Ledger.from_json(meta["ledger"]), meta["seconds"]), meta["offset"]
 
 
+def _told(state: RunState) -> RunState:
+    """The first host's state on every host."""
+    if hosts.count() == 1:
+        return state
+    clients = state.clients
+    note = hosts.told_text(json.dumps([clients.record(), state.ledger.to_json(), state.seconds]))
+    record, ledger, seconds = json.loads(note)
+    held = clients.in_memory() if hosts.index() == 0 else clients.recorded(record)
+    server, firsts, held = hosts.told((state.server, clients.firsts, held))
+    clients = dataclasses.replace(clients, firsts=firsts).restored(record, held)
+    return RunState(jax.tree.map(jax.numpy.array, server), clients, Ledger.from_json(ledger), seconds)
+
+
 def run(config: ml_collections.ConfigDict, console: Console, command: str = "") -> dict[str, Any]:
-    """Runs, or goes on with, the run that `config` describes; returns what `summary.json` holds.
+    """Runs, or goes on with, the run that `config` describes; returns what `summary.json` holds (on the first host).
 
     Raises:
       InputError: bad settings, data or directory; nothing was changed then.
@@ -133,20 +159,23 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
     settings.validate(config)
     config = settings.resolved(config)
     split_processor(config.devices)
+    hosts.connect(config.hosts)
+    hosts.check_same("settings", np.frombuffer(fingerprint(config).encode(), np.uint8))
     jax.config.update("jax_compilation_cache_dir", str(cache_directory(config.compilation_cache, "xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     began = time.monotonic()
     problem = config.task.name if config.task.name == "classification" else f"{config.task.name} re-ID"
     console.line(f"{config.method.name} on {problem}, seed {config.seed}: reading the data")
     federation = make_federation(config, console)
-    directory = prepare_directory(config, command)
-    state, offset = _load_or_start(federation, directory)
+    directory, closing = hosts.agreed(lambda: _directory(config, command))
+    state, offset = hosts.agreed(lambda: _load_or_start(federation, directory))
+    state = _told(state)
     spent = state.seconds
 
     def timed(state: RunState) -> RunState:
         return state._replace(seconds=spent + time.monotonic() - began)
 
-    with MetricsLog.open(directory / "metrics.jsonl", offset or 0) as log:
+    with closing, MetricsLog.open(directory / "metrics.jsonl", offset or 0) as log:
         done = int(state.server.round)
         for note in federation.notes:
             console.line(f"note: {note}")
@@ -154,7 +183,10 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
                 log.write({"event": "note", "text": note})
         for line in federation.lines:
             console.line(f"  {line}")
-        console.line(f"{'continuing after round ' + str(done) if done else 'compiling'}; results go to {directory}")
+        results = f"results go to {directory}"
+        if hosts.index():
+            results = f"host {hosts.index()} of {hosts.count()}, counted from 0; host 0 writes the results"
+        console.line(f"{'continuing after round ' + str(done) if done else 'compiling'}; {results}")
         with console.progress(config.rounds, done) as bar:
             if not done:
                 _examine(federation, state, log)
@@ -211,7 +243,7 @@ def _eval_event(federation: Federation, found: Examination, state: RunState, sta
 def _conclude(
     federation: Federation, state: RunState, directory: Path, log: MetricsLog, console: Console
 ) -> dict[str, Any]:
-    """The final download, both evaluations, `summary.json`, the report and the table."""
+    """The final download, both evaluations, and on the first host `summary.json`, the report and the table."""
     began = time.monotonic()
     config = federation.config
     console.line("evaluating before and after local fine-tuning")
@@ -221,6 +253,8 @@ def _conclude(
     state = state._replace(ledger=ledger)
     for stage in ("before", "after"):
         log.write(_eval_event(federation, found, state, stage))
+    if hosts.index():
+        return {}
     before, after = found.results["before"], found.results["after"]
     events = read_metrics(directory / "metrics.jsonl")
     table_before, table_after = (headline(federation, stage, found.densities) for stage in (before, after))

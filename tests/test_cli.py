@@ -101,9 +101,9 @@ def saved(directory: Path, step: int) -> bool:
 
 
 def timeless(value: object) -> object:
-    """The same without any `seconds` and their `split`."""
+    """The same without any `seconds`, their `split`, and what was compiled."""
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "split")}
+        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "split", "programs")}
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
@@ -205,6 +205,8 @@ def test_a_run_writes_what_it_promises(whole):
     for name in CLIENTS:
         precisions = [value for value in summary["average_precisions"][name] if value is not None]
         assert np.mean(precisions) == pytest.approx(summary["clients"][name]["map"])
+    made = [event["programs"] for event in read_metrics(whole / "metrics.jsonl") if event["event"] == "round"]
+    assert made[0] > 0 and made[1:] == [0] * (ROUNDS - 1), "only the first round compiles"
     known = json.loads((whole / "config.json").read_text())
     assert known["settings"]["rounds"] == ROUNDS and f"--config.out={whole}" in known["command"]
 

@@ -55,6 +55,18 @@ def test_torn_last_line_is_ignored_and_removed_on_append(tmp_path):
     assert read_metrics(path) == [{"a": 1}, {"a": 3}]
 
 
+def test_two_cannot_write_one_log(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog.open(path) as log:
+        log.write({"a": 1})
+        with pytest.raises(InputError, match=r"metrics.jsonl: another process is at work on this run"):
+            MetricsLog.open(path, 0)
+        log.write({"a": 2})
+    with MetricsLog.open(path) as log:
+        log.write({"a": 3})
+    assert read_metrics(path) == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
 def test_resume_cuts_to_the_offset(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog.open(path) as log:

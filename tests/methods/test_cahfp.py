@@ -11,6 +11,7 @@ import pytest
 
 from fedklpr_jax import channels, exchange, pruning
 from fedklpr_jax import round as rounds
+from fedklpr_jax.compilations import programs_made
 from fedklpr_jax.config import validate
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import ServerContext, Uploads
@@ -92,6 +93,19 @@ def test_devices_share_the_small_networks():
     assert_same_masks([states], [other_states])
     assert_same_way(up.model, other.model, start)
     assert_same_way(runs[0].server.model, runs[1].server.model, start)
+
+
+def test_a_class_is_compiled_once_whoever_of_it_takes_part():
+    # Of clients 0 to 3 the first and the third are of the whole network, the others of half of it.
+    config = config_of("cahfp", method__hfp__score="magnitude", method__capacity__shares="1.0,0.5")
+    run = begin(config, "cnn", True, clients=2)
+    made = []
+    for chosen in ([0, 1], [2, 3], [0, 2], [1, 3], [1, 2]):
+        before = programs_made()
+        run.round(chosen)
+        made.append(programs_made() - before)
+    # Two of one class take two calls, whose results are joined by new small programs the first time.
+    assert made[0] > 0 and made[1] == 0 and made[3:] == [0, 0]
 
 
 def test_labels_made_on_the_way():
