@@ -56,7 +56,7 @@ lint: venv
 	.venv/bin/python -m mypy
 
 bench: venv
-	@for name in tiles convolution round wire evaluation clustering capacity; do \
+	@for name in tiles convolution round server wire evaluation clustering capacity; do \
 	  printf '\n## %s\n\n' $$name; .venv/bin/python -m benchmarks.$$name || exit; \
 	done
 	@printf '\n## step\n\n'; .venv/bin/python -m benchmarks.step $(if $(TORCH),--python $(TORCH))

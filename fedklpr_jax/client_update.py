@@ -16,7 +16,7 @@ import optax
 
 from fedklpr_jax.aggregation import client_terms
 from fedklpr_jax.federated import ClientContext, ClientData, ClientState, Epoch, Message, Method, Step, Task, Upload
-from fedklpr_jax.pruning import apply_mask
+from fedklpr_jax.pruning import apply_mask, count_true
 from fedklpr_jax.trees import PyTree, finite, merge, path_map, split
 
 # Beside the steps of an epoch, which draw by their number.
@@ -71,7 +71,7 @@ def told_of(upload: Upload) -> Told:
     """What there is to tell of an upload, traced."""
     kept = None
     if upload.mask is not None:
-        kept = sum((leaf.sum(dtype=jnp.int32) for leaf in jax.tree.leaves(upload.mask)), jnp.int32(0))
+        kept = count_true(upload.mask)
     return Told(finite((upload.model, upload.scalars)), upload.scalars, kept)
 
 

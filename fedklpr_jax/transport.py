@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedklpr_jax import exchange
@@ -19,6 +18,7 @@ from fedklpr_jax.client_maps import Common
 from fedklpr_jax.client_update import Told, told_of
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import ClientState, Message, ServerState, Upload, Uploads
+from fedklpr_jax.pruning import count_true
 from fedklpr_jax.round import Engine, stack_uploads
 from fedklpr_jax.trees import PyTree, all_finite, parameter_count, unstack
 from fedklpr_jax.wire import WireError
@@ -146,9 +146,7 @@ def measured(server: ServerState, told: Told) -> tuple[list[int], list[str], Cal
     return lengths, ["" if good else NOT_FINITE for good in told.finite], lambda place: whole
 
 
-@jax.jit
-def _kept(mask: PyTree) -> jax.Array:
-    return sum(leaf.sum(dtype=jnp.int32) for leaf in jax.tree.leaves(mask))
+_kept = jax.jit(count_true)
 
 
 def _plain_bytes(entries: int, kept: int | None = None, scalars: int = 0) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import clustering, many_clients, step, wire
+from benchmarks import clustering, many_clients, server, step, wire
 from benchmarks import round as benchmark
 from benchmarks._common import timed_in_turn
 from benchmarks.competitors._work import Work, save
@@ -63,6 +63,14 @@ def test_the_step_is_timed_against_its_floor_and_a_peer_that_fails_is_told():
     assert step.ours("thin", "auto", 32, 16, 4)(2) > 0
     with pytest.raises(RuntimeError, match="pytorch_steps.py ended with status 1"):
         step.Peer(sys.executable, [[1, 1, 1, 1], False, 32, 16, 4, "default"])
+
+
+def test_the_small_server_fills_both_tables(capsys):
+    server.main(["--small"])
+    step_table, threshold = tables(capsys.readouterr().out)
+    (head, row), times = step_table, threshold[1:]
+    assert len(row) == len(head) and float(row[-1]) > 0 and len(times) == 3
+    assert all(float(cell) >= 0 for time in times for cell in time[1:])
 
 
 def test_the_small_round_fills_both_tables(capsys):

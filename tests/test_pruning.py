@@ -153,3 +153,15 @@ def test_stage_two_restores_mask_and_own_values_and_halts():
     assert not bool(after.armed) and int(after.halt) == 2
     # Nothing is left to undo, however bad the next download is.
     assert not bool(pruning.crr_recover(after, downloaded, kept, jnp.float32(0.0), recover=0.05, halt=2)[3])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (127,), (128,), (3, 129), (2, 5, 999)])
+def test_entries_are_counted_whatever_the_shape(shape):
+    flags = np.random.default_rng(0).random(shape) < 0.7
+    assert int(pruning.count_true({"x": flags, "y": np.ones(shape, bool)})) == flags.sum() + flags.size
+    stacked = jax.vmap(pruning.count_true)(np.stack([flags, ~flags]))
+    assert stacked.tolist() == [flags.sum(), flags.size - flags.sum()]
+
+
+def test_a_column_of_nothing_but_kept_entries_does_not_overflow():
+    assert int(pruning.count_true(jnp.ones((128, 3), bool))) == 384

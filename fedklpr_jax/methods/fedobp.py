@@ -36,7 +36,7 @@ from fedklpr_jax.federated import (
     send_all,
 )
 from fedklpr_jax.methods.fedpav import is_classifier
-from fedklpr_jax.pruning import above_rank
+from fedklpr_jax.pruning import above_rank, count_true
 from fedklpr_jax.trees import PyTree, merge, parameter_count, select, split
 
 
@@ -174,7 +174,7 @@ def make(*, quantile: float, score: str, ema: float, norm: str, classifier_only:
             memory = memory._replace(average=scores)
         kept = _above_quantile(jax.tree.map(_unit_range, scores) if norm == "layer" else scores, quantile)
         mixed = jax.tree.map(jnp.where, kept, own, theirs)
-        personal = sum((jnp.sum(leaf, dtype=jnp.uint32) for leaf in jax.tree.leaves(kept)), start=jnp.uint32(0))
+        personal = count_true(kept)
         share = personal.astype(jnp.float32) / parameter_count(kept)
         return merge(model, mixed), memory._replace(personal=share)
 
