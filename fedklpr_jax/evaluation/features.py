@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from fedklpr_jax.data.site import Images
-from fedklpr_jax.evaluation.ranking import JUNK_ID, euclidean_distances, evaluate_ranking, query_scores
+from fedklpr_jax.evaluation.ranking import (
+    JUNK_ID,
+    QueryScores,
+    distance_blocks,
+    euclidean_distances,
+    query_scores,
+    summarised,
+)
 from fedklpr_jax.evaluation.rerank import rerank
 
 TOP = 10
@@ -49,17 +57,17 @@ def evaluate_features(
     Raises:
       InputError: no query has a match under another camera, or a feature is not finite.
     """
-    distances = euclidean_distances(query_features, gallery_features)
-    # A diverged model has distances that are not finite; it is ranked as it is, last.
-    if rerank_lists and np.isfinite(distances).all():
-        distances = rerank(
-            distances,
-            euclidean_distances(query_features, query_features),
-            euclidean_distances(gallery_features, gallery_features),
-        )
-    labels = (query.ids, gallery.ids, query.cams, gallery.cams)
-    ranking = evaluate_ranking(distances, *labels, max_rank=TOP, average_precision=average_precision)  # type: ignore[arg-type]
-    scores = query_scores(distances, *labels, average_precision=average_precision)  # type: ignore[arg-type]
+    blocks = distance_blocks(query_features, gallery_features)
+    if rerank_lists:
+        blocks = _reranked(query_features, gallery_features)
+    parts, tops = [], []
+    for rows, distances in blocks:
+        asked = query.ids[rows], query.cams[rows]
+        labels = asked[0], gallery.ids, asked[1], gallery.cams
+        parts.append(query_scores(distances, *labels, average_precision=average_precision))  # type: ignore[arg-type]
+        tops.append(_top(distances, *labels))
+    scores = QueryScores(*map(np.concatenate, zip(*parts, strict=True)))
+    ranking = summarised(scores, TOP)
     metrics = {
         "rank1": float(ranking.cmc[0]),
         "rank5": float(ranking.cmc[4]),
@@ -68,13 +76,30 @@ def evaluate_features(
         "minp": ranking.mean_inp,
         "valid_queries": ranking.valid_queries,
     }
-    return Evaluation(metrics, scores.ap, _top(distances, query, gallery))
+    return Evaluation(metrics, scores.ap, np.concatenate(tops))
 
 
-def _top(distances: np.ndarray, query: Images, gallery: Images) -> np.ndarray:
-    same = (query.ids[:, None] == gallery.ids[None]) & (query.cams[:, None] == gallery.cams[None])
-    shown = np.where(same | (gallery.ids == JUNK_ID)[None], np.inf, distances)
-    order = np.argsort(shown, axis=1, kind="stable")[:, :TOP]
-    order[np.isinf(np.take_along_axis(shown, order, axis=1))] = -1
-    short = TOP - order.shape[1]
-    return np.pad(order, ((0, 0), (0, short)), constant_values=-1)
+def _reranked(query: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """All re-ranked distances as one block."""
+    distances = euclidean_distances(query, gallery)
+    # A diverged model has distances that are not finite; it is ranked as it is, last.
+    if np.isfinite(distances).all():
+        distances = rerank(distances, euclidean_distances(query, query), euclidean_distances(gallery, gallery))
+    yield slice(0, len(distances)), distances
+
+
+def _top(
+    distances: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray, query_cams: np.ndarray,
+    gallery_cams: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    top = np.full((len(distances), TOP), -1)
+    junk = gallery_ids == JUNK_ID
+    for place, (row, person, camera) in enumerate(zip(distances, query_ids, query_cams, strict=True)):
+        shown = np.where(((gallery_ids == person) & (gallery_cams == camera)) | junk, np.inf, row)
+        near = np.flatnonzero(np.isfinite(shown))
+        if len(near) > TOP:
+            # Few are left to be sorted; among equal distances the first of the gallery comes first.
+            near = np.flatnonzero(shown <= np.partition(shown, TOP - 1)[TOP - 1])
+        near = near[np.argsort(shown[near], kind="stable")][:TOP]
+        top[place, : len(near)] = near
+    return top

@@ -7,6 +7,7 @@ distances are all equal, gets the worst score there is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -72,6 +73,30 @@ def euclidean_distances(query_features: ArrayLike, gallery_features: ArrayLike) 
     array([[ 0., 16.],
            [25.,  9.]], dtype=float32)
     """
+    query, gallery = _features(query_features, gallery_features)
+    distances = np.empty((len(query), len(gallery)), np.float32)
+    for _ in _filled(distances, query, gallery):
+        pass
+    return distances
+
+
+def distance_blocks(query_features: ArrayLike, gallery_features: ArrayLike) -> Iterator[tuple[slice, np.ndarray]]:
+    """`euclidean_distances` of 512 queries after the other, so that memory does not grow with the queries.
+
+    Yields the rows of the queries, and their distances, float32 [<= 512, g], which the next ones overwrite.
+
+    Raises:
+      InputError: as `euclidean_distances`.
+
+    >>> [(rows.start, block.tolist()) for rows, block in distance_blocks([[3.0]], [[0.0], [1.0]])]
+    [(0, [[9.0, 4.0]])]
+    """
+    query, gallery = _features(query_features, gallery_features)
+    block = np.empty((min(_BLOCK, len(query)), len(gallery)), np.float32)
+    return _filled(block, query, gallery)
+
+
+def _features(query_features: ArrayLike, gallery_features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     query = np.asarray(query_features, np.float32)
     gallery = np.asarray(gallery_features, np.float32)
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
@@ -79,21 +104,27 @@ def euclidean_distances(query_features: ArrayLike, gallery_features: ArrayLike) 
             f"gallery_features: shape {gallery.shape} does not fit query_features {query.shape}; "
             "give [g, d] and [q, d] with the same d"
         )
-    distances = np.empty((len(query), len(gallery)), np.float32)
-    if distances.size == 0:
-        return distances
+    return query, gallery
+
+
+def _filled(distances: np.ndarray, query: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Fills `distances`, of all queries or of one block of them, block by block."""
+    if len(query) == 0 or len(gallery) == 0:
+        yield slice(0, len(query)), np.empty((len(query), len(gallery)), np.float32)
+        return
     origin = gallery[0]
     gallery = gallery - origin
     gallery_norms = np.einsum("ij,ij->i", gallery, gallery)
     for start in range(0, len(query), _BLOCK):
-        block = query[start : start + _BLOCK] - origin
-        out = distances[start : start + _BLOCK]
+        rows = slice(start, min(start + _BLOCK, len(query)))
+        block = query[rows] - origin
+        out = distances[rows] if len(distances) == len(query) else distances[: len(block)]
         np.matmul(block, gallery.T, out=out)
         out *= -2
         out += np.einsum("ij,ij->i", block, block)[:, None]
         out += gallery_norms
         np.maximum(out, 0, out=out)
-    return distances
+        yield rows, out
 
 
 def _count_up_to(row: np.ndarray, limits: np.ndarray) -> np.ndarray:
@@ -226,6 +257,15 @@ def evaluate_ranking(
     scores = query_scores(
         distances, query_ids, gallery_ids, query_cams, gallery_cams, average_precision=average_precision
     )
+    return summarised(scores, max_rank)
+
+
+def summarised(scores: QueryScores, max_rank: int) -> Ranking:
+    """The means over the queries that have a match, and a CMC curve of `max_rank` ranks.
+
+    Raises:
+      InputError: no query has a match.
+    """
     valid = int(scores.valid.sum())
     if valid == 0:
         raise InputError(

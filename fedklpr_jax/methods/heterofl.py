@@ -10,8 +10,8 @@ Of their other parts:
 * *Scaler* (a layer's output divided by p while training, then batch norm) is left out: batch norm divides it away
   again, up to its epsilon. The CNN has no batch norm, and there it is missing.
 * *Static batch norm* (no running statistics; after training the server asks all clients for them) becomes running
-  statistics that travel and are averaged like weights, over the clients that hold them, so that a model can be tested
-  at any round. Naming `batch_stats` among the local layers keeps each client's own.
+  statistics, so that a model can be tested at any round. With `batch_stats` among the local layers each client keeps
+  its own; else they travel and are averaged like weights, over the clients that hold them, which suits no submodel.
 * The mean over clients is unweighted, as theirs; by images (`method.hetero.weights`) it is FedAvg at full capacity.
 * *Masked cross-entropy* (logits of classes a client has no image of are zeroed) belongs to the task; ours has none.
 """

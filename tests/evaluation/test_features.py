@@ -89,3 +89,30 @@ def test_what_cannot_be_evaluated_says_so():
     broken[2, 1] = np.inf
     with np.errstate(invalid="ignore"), pytest.raises(InputError, match="NaN|finite"):
         evaluate_features(on_a_line(0), broken, images((1, 1)), GALLERY)
+
+
+def test_blocks_give_what_all_queries_at_once_give():
+    random = np.random.default_rng(3)
+    query_features, gallery_features = (random.normal(size=(n, 5)).astype(np.float32) for n in (1100, 60))
+    # Distances that are all whole numbers tie often.
+    query_features, gallery_features = np.round(query_features), np.round(gallery_features)
+
+    def people(count, ids):
+        labels = random.integers(0, ids, count).astype(np.int32), random.integers(1, 4, count).astype(np.int32)
+        return Images(np.zeros((count, 1, 1, 3), np.uint8), *labels, ("",) * count)
+
+    query, gallery = people(1100, 9), people(60, 9)
+    found = evaluate_features(query_features, gallery_features, query, gallery)
+    distances = euclidean_distances(query_features, gallery_features)
+    whole = evaluate_ranking(distances, query.ids, gallery.ids, query.cams, gallery.cams)
+    assert (found.metrics["map"], found.metrics["minp"]) == (whole.mean_ap, whole.mean_inp)
+    np.testing.assert_array_equal([found.metrics[f"rank{k}"] for k in (1, 5, 10)], whole.cmc[[0, 4, 9]])
+    same = (query.ids[:, None] == gallery.ids) & (query.cams[:, None] == gallery.cams)
+    order = np.argsort(np.where(same, np.inf, distances), axis=1, kind="stable")[:, :10]
+    np.testing.assert_array_equal(found.top, order)
+
+
+def test_no_query_is_told():
+    nobody = images((1, 1)).take(np.arange(0))
+    with pytest.raises(InputError, match="none of 0 queries has a match"):
+        evaluate_features(np.zeros((0, 1), np.float32), PLACES, nobody, GALLERY)
