@@ -115,4 +115,4 @@ def test_blocks_give_what_all_queries_at_once_give():
 def test_no_query_is_told():
     nobody = images((1, 1)).take(np.arange(0))
     with pytest.raises(InputError, match="none of 0 queries has a match"):
-        evaluate_features(np.zeros((0, 1), np.float32), PLACES, nobody, GALLERY)
+        evaluate_features(np.zeros((0, 2), np.float32), PLACES, nobody, GALLERY)
