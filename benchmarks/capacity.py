@@ -2,10 +2,11 @@
 
     python -m benchmarks.capacity
 
-FLOPs are those of one compiled training step (forward, gradient, SGD) by XLA's cost analysis, `bytes accessed` those it
-moves in memory, `sent` the values of a submodel in one message. The time is that of one local epoch of one client as
-CA-HFP runs it, cutting and restoring included; the classes are timed in turn, and the ratios are medians of the ratios
-within a repetition. The last column is the same client under a mask, which saves no time.
+FLOPs are those of one compiled training step (forward, gradient, SGD) by XLA's cost analysis, with XLA's own
+convolutions (tiles and patches would count their transforms and zeros), `bytes accessed` those it moves in memory,
+`sent` the values of a submodel in one message. The time is that of one local epoch of one client as CA-HFP runs it,
+cutting and restoring included; the classes are timed in turn, and the ratios are medians of the ratios within a
+repetition. The last column is the same client under a mask, which saves no time.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ NETWORKS = ("vgg11_thin", "resnet_cifar_thin")
 CLASSES = 10
 
 
-def make_tasks(name: str, config: Any, images: int) -> tuple[Task, list[Task]]:
+def make_tasks(name: str, config: Any, images: int, convolution: str = "auto") -> tuple[Task, list[Task]]:
     """Classification of noise with a network, and with those of the device classes; one client a class."""
     random = np.random.default_rng(0)
     devices = make_method(config.method).capacity
@@ -44,7 +45,7 @@ def make_tasks(name: str, config: Any, images: int) -> tuple[Task, list[Task]]:
     data = Labelled(pixels, random.integers(0, CLASSES, count).astype(np.int32), tuple("0123456789"))
     none = np.arange(0)
     shares = [Share(np.arange(k * images, (k + 1) * images), none, none) for k in range(len(devices.shares))]
-    spec = make_spec(name)
+    spec = make_spec(name, convolution=convolution)
     return (
         classification.make_task(data, shares, spec, config),
         [classification.make_task(data, shares, one, config) for one in devices.specs(spec)],
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.networks.split(","):
         task, narrow = make_tasks(name, config, options.images)
         times = time_epochs(task, narrow, config, options.repetitions)
-        costs = [step_cost(one) for one in narrow]
+        costs = [step_cost(one) for one in make_tasks(name, config, options.images, "stock")[1]]
         sent = [parameter_count(jax.eval_shape(one.init, jax.random.key(0))) for one in narrow]
         shares = [float(share) for share in config.method.capacity.shares.split(",")]
         for k, share in enumerate(shares):
