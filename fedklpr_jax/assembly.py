@@ -200,7 +200,7 @@ def make_federation(config: ml_collections.ConfigDict, console: Console) -> Fede
         )
     build = _classification if classifies else _reid
     parts = hosts.agreed(lambda: build(config, console))
-    hosts.check_same("data or settings", (parts.task.arrays, parts.task.clients))
+    hosts.check_same("data", (parts.task.arrays, parts.task.clients))
     engine = make_engine(
         parts.task,
         parts.method,

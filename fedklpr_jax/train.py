@@ -124,6 +124,8 @@ def _load_or_start(federation: Federation, directory: Path) -> tuple[RunState, i
         config.client_states == "auto" and clients.bytes_in_all() > ON_DISK_FROM and hosts.count() == 1
     )
     if on_disk or any(name for meta in metas.values() for name in meta["clients"].values()):
+        if hosts.count() > 1:
+            raise InputError(f"{directory}: keeps its clients' states on disk; continue it on one host")
         clients = dataclasses.replace(clients, shelf=Shelf(directory / "clients"))
     if not metas:
         return RunState(server, clients, Ledger(), 0.0), None

@@ -29,7 +29,7 @@ def assert_same_masks(left, right):
             np.testing.assert_array_equal(a, b)
 
 
-def assert_same_way(left, right, start):
+def assert_same_way(left, right, start, within=0.02):
     """Equal up to a small part of the way from `start`: a pixel at a kink moves a weight by more than rounding does."""
     ends, others, starts = (
         np.concatenate([np.broadcast_to(leaf, like.shape).ravel() for leaf, like in zip(
@@ -37,23 +37,38 @@ def assert_same_way(left, right, start):
         for tree in (left, right, start)
     )  # fmt: skip
     way = np.linalg.norm(ends - starts)
-    assert 0 < way and np.linalg.norm(ends - others) < 0.02 * way
+    assert 0 < way and np.linalg.norm(ends - others) < within * way
+
+
+@pytest.fixture
+def compiled_as_usual():
+    """For what has to be right to the last digits: compiled in a hurry, gradients of narrow networks are off by up to
+    17 % (jaxlib 0.10.2, by whichever convolution), compiled as usual by 1e-6."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("vgg", {}),
+        # Nothing stays at the client.
+        ("vgg", {"method__capacity__local": ""}),
         # Local classifiers, whose rows of cut channels only weight decay could move, and local statistics.
         ("resnet", {"task__name": "supervised", "method__hfp__refresh": 1, "method__capacity__local":
                     "classifier,batch_stats"}),
     ],
     ids=["vgg", "resnet"],
 )  # fmt: skip
-def test_small_networks_train_as_masked_ones_do(name, settings):
+def test_small_networks_train_as_masked_ones_do(name, settings, request):
+    if name == "vgg":
+        request.getfixturevalue("compiled_as_usual")
     config = config_of("cahfp", method__capacity__shares="1.0,0.5", **settings)
     tasks = tasks_of(config, name)
     compact, masked = (begin(config, name, form, tasks) for form in (True, False))
+    within = 1e-4 if name == "vgg" else 0.02
     for _ in range(2):
         # Rounding grows with every step (as a start 1e-7 apart shows), so that each round begins anew from one state.
         masked.server, masked.clients = jax.tree.map(jnp.array, compact.server), list(compact.clients)
@@ -62,16 +77,16 @@ def test_small_networks_train_as_masked_ones_do(name, settings):
         (up, _, logs), (masked_up, _, masked_logs) = compact.round(), masked.round()
         assert_same_masks([up], [masked_up])
         assert_same_way(up.model, masked_up.model, pruning.apply_mask(
-            jax.tree.map(lambda x: np.broadcast_to(x, (len(compact.clients), *x.shape)), server), up.mask))  # fmt: skip
+            jax.tree.map(lambda x: np.broadcast_to(x, (len(compact.clients), *x.shape)), server), up.mask), within)
         np.testing.assert_allclose(logs["loss"], masked_logs["loss"], rtol=5e-3)
         assert (logs["train_seconds"] > 0).all()
-        assert_same_way(compact.server.model, masked.server.model, server)
-        if settings:
+        assert_same_way(compact.server.model, masked.server.model, server, within)
+        if name == "resnet":
             for one, other, before in zip(compact.clients, masked.clients, local, strict=True):
                 assert_same_way(one.local, other.local, before)
     assert_same_masks(compact.clients, masked.clients)
     # Client 1 has half of the channels: what its classifier has of the others is as it was.
-    if settings:
+    if name == "resnet":
         kernel, old = (c["params"]["classifier"]["kernel"] for c in (compact.clients[1].local, local[1]))
         own = kept_of(compact, 1)[-1]
         assert own.sum() == 16 < 24 and (kernel[~own] == old[~own]).all() and (kernel[own] != old[own]).any()
@@ -186,8 +201,9 @@ def test_bytes_fall_with_the_square_of_the_capacity(vgg):
         # Float32, a little compressed, and nothing but header and checksum beside.
         assert all(3.2 * values < len(payload) < 4 * values + 1500 for payload in (up, down))
         sizes.append(values)
-    # The second convolution falls with the square; first, classifier and norms with the share, three biases stay.
-    assert sizes == [9 * n * n + (9 + 3 + 2 * 4) * n + 3 for n in (32, 16, 8, 32)]
+    # The second convolution falls with the square; first, classifier and norms with the share, three biases stay. The
+    # statistics do not travel.
+    assert sizes == [9 * n * n + (9 + 3 + 2 * 2) * n + 3 for n in (32, 16, 8, 32)]
 
 
 @functools.cache
