@@ -177,7 +177,7 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
     def timed(state: RunState) -> RunState:
         return state._replace(seconds=spent + time.monotonic() - began)
 
-    with closing, MetricsLog.open(directory / "metrics.jsonl", offset or 0) as log:
+    with closing, hosts.agreed(lambda: MetricsLog.open(directory / "metrics.jsonl", offset or 0)) as log:
         done = int(state.server.round)
         for note in federation.notes:
             console.line(f"note: {note}")
