@@ -1,9 +1,11 @@
 # make venv         .venv with this package and everything it needs
 # make run          trains the default federation; flags go into ARGS="--config.rounds=2"
+# make federation   a SuperLink and three SuperNodes of Flower on this machine train three drawn sites for a few rounds
 # make test         ruff, mypy, then every test and doctest
 # make lint         ruff and mypy alone
 # make bench        every benchmark, as Markdown tables, on a machine with nothing else to do; TORCH=PYTHON and
-#                   FEDJAX=PYTHON name the Pythons of the peers, DATA=DIR holds Fashion-MNIST; without them less is timed
+#                   FEDJAX=PYTHON name the Pythons of the peers, DATA=DIR holds Fashion-MNIST, REID=DIR the real sites;
+#                   without them less is timed
 # make test-newest  the tests in .venv-newest, made with the newest Python here; SHORT=1 runs those marked `short`.
 #                   Remove .venv-newest to have it look for newer releases again.
 
@@ -13,11 +15,12 @@ SHORT ?=
 TORCH ?=
 FEDJAX ?=
 DATA ?= ../shared/data/fashion_mnist
+REID ?= ../shared/data
 
 INPUTS := setup.cfg requirements.txt pyproject.toml
 PYTEST := -m pytest -q -n 2 --doctest-modules fedklpr_jax tests
 
-.PHONY: venv run test lint bench test-newest newest-python
+.PHONY: venv run federation test lint bench test-newest newest-python
 .DELETE_ON_ERROR:
 
 venv: .venv/installed
@@ -51,18 +54,27 @@ newest-python:
 run: venv
 	.venv/bin/python experiments/run.py --config=experiments/fedklpr.py $(ARGS)
 
+federation: venv
+	.venv/bin/python -m fedklpr_jax.deploy.loopback --config=experiments/fedklpr.py --config.task.name=supervised \
+	  --config.data.clients=station,arena,harbour --config.rounds=3 --config.eval.every=3 \
+	  --config.out=runs/federation $(ARGS)
+
 lint: venv
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m mypy
 
 bench: venv
-	@for name in tiles convolution round server wire evaluation clustering capacity; do \
+	@for name in tiles convolution round maps server wire evaluation reranking clustering capacity; do \
 	  printf '\n## %s\n\n' $$name; .venv/bin/python -m benchmarks.$$name || exit; \
 	done
 	@printf '\n## step\n\n'; .venv/bin/python -m benchmarks.step $(if $(TORCH),--python $(TORCH))
 	@printf '\n## many_clients\n\n'; if [ -d $(DATA) ]; then .venv/bin/python -m benchmarks.many_clients --root $(DATA) \
 	  $(if $(TORCH),--python torch=$(TORCH)) $(if $(FEDJAX),--python fedjax=$(FEDJAX)); \
 	else echo "$(DATA): not here; give DATA=DIR"; fi
+	@printf '\n## scaling\n\n'; if [ -d $(DATA) ]; then .venv/bin/python -m benchmarks.scaling --root $(DATA); \
+	else echo "$(DATA): not here; give DATA=DIR"; fi
+	@printf '\n## fedreid\n\n'; if [ -d $(REID) ]; then .venv/bin/python -m benchmarks.fedreid --root $(REID) \
+	  $(if $(TORCH),--python $(TORCH)); else echo "$(REID): not here; give REID=DIR"; fi
 
 test: lint
 	JAX_PLATFORMS=cpu .venv/bin/python $(PYTEST)

@@ -1,19 +1,26 @@
-"""What the benchmarks share: the machine in one line, Markdown tables, and calls timed in turn."""
+"""What the benchmarks share: the machine in one line, Markdown tables, calls timed in turn, memory of a process."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import multiprocessing
 import os
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 Prepare = Callable[[], Callable[[], Any]]
+Result = TypeVar("Result")
 
 
 def machine() -> str:
@@ -96,3 +103,40 @@ def timed_in_turn(prepare: Mapping[str, Prepare], repetitions: int) -> dict[str,
             jax.block_until_ready(call())
             seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def alone(call: Callable[..., Result], *arguments: Any) -> Result:
+    """The result of a call in a new process, so that its memory is nobody else's."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(call, *arguments).result()
+
+
+def process_memory(entry: str) -> int:
+    """Bytes of this process in memory: now (`VmRSS`) or at its peak (`VmHWM`); where the system has no /proc, at its
+    peak either way."""
+    known = Path("/proc/self/status")
+    for line in known.read_text().splitlines() if known.is_file() else ():
+        if line.startswith(f"{entry}:"):
+            return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def forget_peak() -> int:
+    """Lets the peak of this process's memory count from now on, where the system can; bytes held now."""
+    with contextlib.suppress(OSError, AttributeError):
+        # What was freed and kept for later would hide as much of what comes.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    return process_memory("VmRSS")
+
+
+def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The exponent b of cost = a size^b by least squares over the logarithms; NaN for a single size.
+
+    >>> round(slope([1, 2, 4], [3, 6, 12]), 6)
+    1.0
+    """
+    if len(sizes) < 2:
+        return float("nan")
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])

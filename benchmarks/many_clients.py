@@ -46,18 +46,34 @@ LIBRARIES = {
     "Flower simulation": ("flower_simulation", "torch", {}),
 }
 WARM = 3
+# That a client of `cross-device` holds.
+IMAGES = 7
 
 
 def make_work(data: labelled.Labelled, setting: str, rounds: int) -> Work:
     """The work of one of the two settings."""
+    if setting == "cross-device":
+        return cross_device(data, rounds)
+    hands = partition.dirichlet(data.labels, 100, 0.1, seed=42, least=10)
+    return _work(data, rounds, hands, together=10, epochs=5, batch=32, momentum=0.7)
+
+
+def cross_device(
+    data: labelled.Labelled, rounds: int, *, clients: int = 10_000, together: int = 100, steps: int = 1
+) -> Work:
+    """The work of the setting of that name, or the same with other sizes; a local step is an epoch."""
+    hands = np.random.default_rng(0).permutation(len(data))[: clients * IMAGES].reshape(clients, IMAGES)
+    return _work(data, rounds, list(hands), together=together, epochs=steps, batch=IMAGES, momentum=0.0)
+
+
+def _work(
+    data: labelled.Labelled, rounds: int, hands: Sequence[np.ndarray], *, together: int, epochs: int, batch: int,
+    momentum: float,
+) -> Work:  # fmt: skip
+    """Work over clients that hold the rows of each hand, `together` of them a round."""
     scaled = data.pixels[..., 0] / np.float32(255)
     images = ((scaled - scaled.mean()) / scaled.std()).astype(np.float32)
-    if setting == "cross-device":
-        clients, together, epochs, batch, momentum = 10_000, 100, 1, 7, 0.0
-        hands = np.random.default_rng(0).permutation(len(images)).reshape(clients, -1)
-    else:
-        clients, together, epochs, batch, momentum = 100, 10, 5, 32, 0.7
-        hands = partition.dirichlet(data.labels, clients, 0.1, seed=42, least=10)
+    clients = len(hands)
     chosen = [participants(0, round_, clients, together / clients) for round_ in range(rounds)]
     starts = np.cumsum([0, *map(len, hands)])
     return Work(

@@ -14,23 +14,19 @@ matrix product, measured first; tiles need fewer operations, so it can be passed
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks._common import machine, print_header, print_row
+from benchmarks._peer import Peer
 from benchmarks.convolution import train_step
 from fedklpr_jax.models import make_spec
 
-PEER = Path(__file__).resolve().parent / "competitors" / "pytorch_steps.py"
 BLOCKS = {"resnet18": [2, 2, 2, 2], "resnet50": [3, 4, 6, 3]}
 ROWS = (("resnet18", 64, 32), ("resnet18", 128, 64), ("resnet50", 128, 64), ("resnet50", 256, 128))
 FORMS = ("default", "channels_last", "compile")
@@ -77,36 +73,15 @@ def ours(name: str, convolution: str, height: int, width: int, batch: int) -> Ti
     return timed
 
 
-class Peer:
-    """PyTorch in a process of its own, one network in it at a time."""
+class Steps:
+    """PyTorch's steps in a process of its own, one network in it: called with a count, seconds of one of so many."""
 
     def __init__(self, python: str, build: list[object]) -> None:
-        self.process = subprocess.Popen([python, str(PEER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ask({"build": build})
-
-    def ask(self, question: dict[str, object]) -> float:
-        """Its answer to a line.
-
-        Raises:
-          RuntimeError: it ended without one.
-        """
-        assert self.process.stdin and self.process.stdout
-        # To a process that has ended nothing can be written; its answer is then empty.
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(question), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{PEER.name} ended with status {self.process.wait()}")
-        return float(json.loads(answer))
+        self.peer = Peer(python, "pytorch_steps")
+        self.peer.ask({"build": build})
 
     def __call__(self, count: int) -> float:
-        """Seconds of a step among so many."""
-        return self.ask({"steps": count})
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.process.kill()
-        self.process.wait()
+        return float(self.peer.ask({"steps": count}))
 
 
 def compare(name: str, size: tuple[int, int], batch: int, python: str | None, repetitions: int) -> dict[str, float]:
@@ -115,7 +90,7 @@ def compare(name: str, size: tuple[int, int], batch: int, python: str | None, re
     peers = {}
     for form in FORMS if python else ():
         try:
-            peers[form] = Peer(python or "", [BLOCKS[name], name == "resnet50", *size, batch, form])
+            peers[form] = Steps(python or "", [BLOCKS[name], name == "resnet50", *size, batch, form])
         except RuntimeError as error:
             print(f"{name} {form}: {error}", file=sys.stderr)
     forms |= peers
@@ -126,8 +101,8 @@ def compare(name: str, size: tuple[int, int], batch: int, python: str | None, re
     for _ in range(repetitions):
         for form, timed in forms.items():
             seconds[form].append(timed(count))
-    for peer in peers.values():
-        peer.close()
+    for steps in peers.values():
+        steps.peer.close()
     return {form: 1e3 * statistics.median(values) for form, values in seconds.items()}
 
 

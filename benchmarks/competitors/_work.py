@@ -41,15 +41,56 @@ class Work(NamedTuple):
         return len(self.starts) - 1
 
 
-def save(path: Any, work: Work) -> None:
+class ReIDWork(NamedTuple):
+    """FedReID with the cosine distance weight: one epoch a round at each of K clients, an evaluation of each.
+
+    Network: ResNet of `blocks` a stage, with or without `bottleneck`, then an embedding of `embedding` numbers with
+    `dropout`; `start` float32 [values] are its parameters and statistics as PyTorch lists them, kernels with their
+    outputs first.
+
+    Training: `pixels` uint8 [n, h, w, 3]; `labels` int [n], 0 to `classes[k]` - 1 at client k; `batches` int [rounds,
+    sum of steps, batch], rows of `pixels`, client k's `steps[k]` after those of the clients before it; `probes` int
+    [K, p], rows for the distance. Mirrored with probability `flip`, shifted by up to `pad` pixels; cross-entropy; SGD
+    with Nesterov's `momentum`, `decay` as L2, and `rate`, times `backbone` in the ResNet.
+
+    Tests: `test_pixels`, `test_ids` and `test_cams`, of each client first `tests[k, 0]` queries, then `tests[k, 1]`
+    gallery pictures, features in batches of `test_batch`. `device` as PyTorch calls it.
+    """
+
+    blocks: np.ndarray
+    bottleneck: bool
+    embedding: int
+    dropout: float
+    start: np.ndarray
+    pixels: np.ndarray
+    labels: np.ndarray
+    classes: np.ndarray
+    batches: np.ndarray
+    steps: np.ndarray
+    probes: np.ndarray
+    flip: float
+    pad: int
+    momentum: float
+    decay: float
+    rate: float
+    backbone: float
+    test_pixels: np.ndarray
+    test_ids: np.ndarray
+    test_cams: np.ndarray
+    tests: np.ndarray
+    test_batch: int
+    device: str
+
+
+def save(path: Any, work: Work | ReIDWork) -> None:
     """Writes the file that `load` reads."""
     np.savez(path, **work._asdict())
 
 
-def load(path: str) -> Work:
-    """Reads it."""
+def load(path: str, kind: Any = Work) -> Any:
+    """Reads a work of that kind."""
     with np.load(path) as file:
-        return Work(**{name: file[name] if file[name].ndim else file[name].item() for name in Work._fields})
+        return kind(**{name: file[name] if file[name].ndim else file[name].item() for name in kind._fields})
 
 
 def main(play: Callable[[Work], tuple[Callable[[int], None], Callable[[], np.ndarray]]]) -> None:
