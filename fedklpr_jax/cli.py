@@ -30,33 +30,42 @@ def parse(arguments: Sequence[str]) -> Any:
       InputError: no configuration file, an unknown field, or a value of the wrong type.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=["run", *arguments])
+    try:
+        config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=["run", *arguments])
+    except (flags.Error, OSError, ValueError) as error:
+        raise InputError(f"--flagfile: {_shown(str(error)[:300])}; usage: {USAGE}") from error
     chosen = [a.split("=", 1)[1] for a in arguments if re.match(r"--?config=", a)]
     if not chosen:
         raise InputError(f"--config: missing; usage: {USAGE}")
     path = Path(chosen[-1].split(":", 1)[0])
-    if not path.is_file():
-        raise InputError(f"--config: {path} is no file; usage: {USAGE}")
+    # os.path, not Path: it answers False for a name that the system does not take.
+    if not os.path.isfile(path):
+        raise InputError(f"--config: {_shown(str(path))} is no file; usage: {USAGE}")
     for match in filter(None, (re.match(r"--?config\.([^=]*)", a) for a in arguments)):
         if match[1] not in FIELDS:
             near = difflib.get_close_matches(match[1], FIELDS, 1) or ["rounds"]
-            raise InputError(f"--config.{match[1]}: there is no such setting; perhaps --config.{near[0]}")
+            raise InputError(f"--config.{_shown(match[1])}: there is no such setting; perhaps --config.{near[0]}")
     try:
         rest = values(["run", *arguments])
         config = values.config
     except flags.UnrecognizedFlagError as error:
-        raise InputError(f"--{error.flagname}: there is no such setting; usage: {USAGE}") from error
+        raise InputError(f"--{_shown(error.flagname)}: there is no such setting; usage: {USAGE}") from error
     except (SyntaxError, ImportError) as error:
         raise InputError(f"--config: {path}: {' '.join(str(error).split())}") from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
         # An error inside get_config() comes with its traceback; the last line says what it was.
         message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise InputError(f"{message[:300]}; see fedklpr_jax/config.py for all settings") from error
+        raise InputError(f"{_shown(message[:300])}; see fedklpr_jax/config.py for all settings") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"--config: {path}: get_config() returns no ConfigDict; start from default_config()")
     if rest[1:]:
-        raise InputError(f"{rest[1]}: not understood; settings look like --config.rounds=3")
+        raise InputError(f"{_shown(rest[1])}: not understood; settings look like --config.rounds=3")
     return config
+
+
+def _shown(text: str) -> str:
+    # An argument may hold line breaks or control codes; a message is one harmless line.
+    return text if text.isprintable() else ascii(text)
 
 
 def interruptible(job: Callable[[], None], hint: Callable[[], str]) -> int:

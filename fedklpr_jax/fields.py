@@ -41,26 +41,34 @@ class ByTask:
         return self.supervised if task == "supervised" else self.unsupervised
 
 
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
 def at_least(low: float) -> tuple[str, Callable[[Any], bool]]:
     """Finite numbers from `low`: the words for them, and the test."""
-    return f"a number from {low:g}", lambda value: math.isfinite(value) and value >= low
+    return f"a number from {low:g}", lambda value: _finite(value) and value >= low
 
 
 def between(low: float, high: float) -> tuple[str, Callable[[Any], bool]]:
     """Finite numbers from `low` to `high`."""
-    return f"a number from {low:g} to {high:g}", lambda value: math.isfinite(value) and low <= value <= high
+    return f"a number from {low:g} to {high:g}", lambda value: _finite(value) and low <= value <= high
 
 
 def above(low: float) -> tuple[str, Callable[[Any], bool]]:
     """Finite numbers above `low`."""
-    return f"a number above {low:g}", lambda value: math.isfinite(value) and value > low
+    return f"a number above {low:g}", lambda value: _finite(value) and value > low
 
 
 def copies(value: str) -> bool:
     """Whether `value` is a count, or counts of clients: `2`, or `2,viper:10`."""
     pairs = [entry.strip().rpartition(":") for entry in value.split(",")]
     return all(
-        bool(name) == bool(colon) and count.isdecimal() and 1 <= int(count) <= 100 for name, colon, count in pairs
+        bool(name) == bool(colon) and count.isdecimal() and len(count) < 4 and 1 <= int(count) <= 100
+        for name, colon, count in pairs
     )
 
 
@@ -71,7 +79,7 @@ def identities(value: str) -> bool:
 
 
 def _positive(text: str) -> bool:
-    return text.replace(".", "", 1).isdecimal() and float(text) > 0
+    return text.replace(".", "", 1).isdecimal() and 0 < float(text) < math.inf
 
 
 def layers(value: str) -> bool:
@@ -81,7 +89,7 @@ def layers(value: str) -> bool:
 
 def hosts(value: str) -> bool:
     """Whether `value` is empty, `auto`, or `HOST:PORT,COUNT,INDEX` with an index below the count."""
-    found = re.fullmatch(r"[^\s,]+:\d{1,5},(\d+),(\d+)", value)
+    found = re.fullmatch(r"[^\s,]+:\d{1,5},(\d{1,9}),(\d{1,9})", value)
     return value in ("", "auto") or bool(found and int(found[2]) < int(found[1]))
 
 

@@ -143,8 +143,8 @@ def decode(payload: Payload, template: Any, *, mask: Any = None, previous_mask: 
         mask is None if the payload was coded without one.
 
     Raises:
-        WireError: if the payload is damaged, or does not fit the template or the mask held here. Memory beyond the
-            size of the payload and the template (and 16 MiB) is never asked for.
+        WireError: if the payload is damaged, or does not fit the template or the mask held here. Whatever it holds,
+            no more memory is asked for than 16 MiB and 25 bytes for each element of the template.
         InputError: (a ValueError) if the template or a mask handed in is itself unusable.
 
     Example:
@@ -271,14 +271,17 @@ def _split(payload: Payload) -> _Parts:
 
 def _check_schema(parts: _Parts, specs: Sequence[LeafSpec]) -> None:
     reader = Reader(parts.schema, "schema")
-    sent = sections.unpack_planes(reader, parts.schema_length, np.dtype(np.uint8)).tobytes()
+    sent = sections.unpack_planes(reader, parts.schema_length, np.dtype(np.uint8))
     reader.finish()
     if parts.leaves != len(specs):
         raise WireError(f"payload: {parts.leaves} leaves, the template has {len(specs)}")
-    if sent != _schema(specs):
-        pairs = zip(sent.decode("utf-8", "replace").split("\n"), map(str, specs), strict=False)
-        theirs, ours = next((pair for pair in pairs if pair[0] != pair[1]), ("more than it should", "less"))
-        raise WireError(f"payload: has a leaf {theirs[:200]!r} where the template has {ours!r}")
+    ours = _schema(specs)
+    if sent.size != len(ours) or sent.tobytes() != ours:
+        # No more of it than differs from the template at the latest: a schema of line breaks makes millions of lines.
+        lines = sent[: len(ours) + 200].tobytes().decode("utf-8", "replace").split("\n")
+        pairs = zip(lines, map(str, specs), strict=False)
+        theirs, expected = next((pair for pair in pairs if pair[0] != pair[1]), ("more than it should", "less"))
+        raise WireError(f"payload: has a leaf {theirs[:200]!r} where the template has {expected!r}")
 
 
 def _unpack_mask(parts: _Parts, specs: Sequence[LeafSpec], mask: Any, previous_mask: Any) -> list[np.ndarray] | None:

@@ -246,7 +246,11 @@ def unpack_mask_change(reader: Reader, previous: Sequence[np.ndarray]) -> list[n
     if count > min(total, MAX_CHANGE_ELEMENTS):
         raise WireError(f"mask: {count} changes in a mask of {total} elements")
     gaps = unpack_planes(reader, count, np.dtype(np.uint32))
-    flips = np.cumsum(gaps.astype(np.uint64) + np.uint64(1)) - np.uint64(1)
+    # In place, for a few bytes may announce a flip of every element.
+    flips = gaps.astype(np.uint64)
+    flips += np.uint64(1)
+    np.cumsum(flips, out=flips)
+    flips -= np.uint64(1)
     if count and flips[-1] >= total:
         raise WireError(f"mask: a change at element {flips[-1]} of {total}")
     flat = np.concatenate([leaf.reshape(-1) for leaf in previous] or [np.zeros(0, np.bool_)])

@@ -77,6 +77,11 @@ def test_every_limited_setting_refuses_what_is_outside(path):
         ("participation", 1.5, "config.participation: 1.5 is not allowed; give a share of at most 1"),
         ("data.source", "folder", "config.data.root: empty; the folder source needs the directory that holds the"),
         ("method.nonsense", 1, "config.method.nonsense: there is no such setting"),
+        # Numbers that no float holds, or that Python reads from no string.
+        ("rounds", 10**400, "config.rounds: 1000"),
+        ("data.copies", "9" * 5000, "config.data.copies: '999"),
+        ("hosts", f"a:1,{'9' * 5000},0", "config.hosts: 'a:1,999"),
+        ("bottom_up.identities", "9" * 400, "config.bottom_up.identities: '999"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(path, value, message):
@@ -95,6 +100,14 @@ def test_a_missing_setting_is_named_with_its_default():
 def test_whole_numbers_do_where_a_float_is_wanted():
     validate(changed("data.flip", 1))
     validate(changed("participation", 1))
+
+
+def test_group_norm_is_for_classification():
+    config = changed("model.norm", "group")
+    with pytest.raises(InputError, match=r"^config\.model\.norm: 'group' is for classification; give batch"):
+        validate(config)
+    config.task.name = "classification"
+    validate(config)
 
 
 def test_rounding_needs_encoding():

@@ -471,6 +471,31 @@ def test_bombs_are_refused_without_memory() -> None:
             refuse_cheaply(craft(payload, **{section: (b"\0" if section == "mask" else b"") + evil}), tree)
 
 
+def test_a_schema_of_line_breaks_is_refused_without_a_list_of_lines() -> None:
+    tree, _ = small()
+    lines = np.full(1 << 24, ord("\n"), np.uint8)
+    payload = craft(encode(tree), schema=b"".join(wire_sections.pack_planes(lines)), raw=1 << 24)
+    assert len(payload) < 1 << 13
+    error = refuse_cheaply(payload, tree, (1 << 24) + (1 << 20))
+    assert "has a leaf '' where the template has \"float32 7 ['dense']['bias']\"" in str(error)
+
+
+def test_a_change_of_every_element_takes_no_more_memory_than_any_payload() -> None:
+    size = 1 << 20
+    held, turned = {"w": np.zeros(size, np.bool_)}, {"w": np.arange(size) > 0}
+    tree = {"w": np.ones(size, np.bool_)}
+    section = wire_sections.pack_mask_change([turned["w"]], [held["w"]])
+    assert len(section) < 1 << 10
+    payload = craft(encode(tree, turned), mask=section, mode=2, previous=bytes.fromhex(mask_hash(held)))
+    tracemalloc.start()
+    try:
+        _, mask = decode(payload, tree, previous_mask=held)
+        assert tracemalloc.get_traced_memory()[1] < 15 * size
+    finally:
+        tracemalloc.stop()
+    assert_same(mask, turned)
+
+
 def test_lying_frames_are_refused_without_memory() -> None:
     tree = {"u": np.zeros(45, np.uint8)}
     payload = encode(tree)

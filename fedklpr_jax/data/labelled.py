@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import shlex
 import uuid
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -29,7 +31,9 @@ _CACHE_VERSION = 1
 _CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
 # Deeper modes (16-bit, float) would be clipped, not scaled, by a conversion to 8 bits.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-_BROKEN_NPZ = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+# KeyError and the last two: what is no array, and a length beyond memory or numbers.
+_BROKEN_NPZ = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError,
+               MemoryError, OverflowError)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,12 +177,28 @@ def _stack(name: str, sources: Sequence[Sequence], image_key: str, label_key: st
     return pixels, labels
 
 
+def _check_length(archive: Any, key: str) -> None:
+    """Raises ValueError where an array of an .npz claims to be longer than what is there can hold."""
+    info = archive.zip.getinfo(f"{key}.npy")
+    with archive.zip.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version > (2, 0):
+            raise ValueError(f"`{key}` is of an unknown version of the format")
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = reader(file)
+    # No compression of a zip takes more than 1032 bytes into one.
+    if math.prod(shape) * dtype.itemsize > min(info.file_size, 1032 * info.compress_size):
+        raise ValueError(f"`{key}` claims to be longer than the file")
+
+
 def _read_npz(path: Path) -> Labelled:
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in ("images", "labels") if key not in archive]
             if missing:
                 raise InputError(f"{path}: has no array `{missing[0]}`; it must hold `images` and `labels`")
+            for key in ("images", "labels"):
+                _check_length(archive, key)
             pixels, labels = archive["images"], archive["labels"]
     except InputError:
         raise
