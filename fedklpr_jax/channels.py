@@ -4,7 +4,8 @@ A *unit* is an output channel of a convolution or dense layer with its norm para
 every later layer that reads it. Layers that are added to each other (a residual stream) share their channels: together
 they are one *group*. Class outputs and image channels are in no group. A client keeps a set of channels of every group;
 as a *structured mask* over the whole network that is a pruning mask like any other, and the network *cut* to it is the
-same network of smaller widths: a cut channel has zero kernel, scale and bias, so that both compute the same numbers.
+same network of smaller widths: a cut channel has zero kernel, scale and bias, so that both compute the same numbers
+(group norm counts the channels whose scale is not zero).
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ SPECS = {
     "embedding": ModelSpec("e", (16, 16), (1, 1), stem="3x3/2", embedding_dim=6),
     "vgg": make_spec("vgg11_thin", widths=(16, 24), blocks=(1, 1)),
     "cnn": make_spec("cnn", widths=(16, 24, 32)),
+    "basic, group norm": make_spec("resnet_cifar_thin", widths=(16, 24), blocks=(1, 1), norm="group"),
+    "vgg, group norm": make_spec("vgg11_thin", widths=(16, 24), blocks=(1, 1), norm="group"),
 }
 CLASSES = 3
 
@@ -123,7 +125,7 @@ def test_cut_and_restored_into_zeros_is_masked(spec):
         np.testing.assert_array_equal(one, flags)
 
 
-@pytest.mark.parametrize("name", ["bottleneck", "embedding", "cnn"])
+@pytest.mark.parametrize("name", ["bottleneck", "embedding", "cnn", "basic, group norm", "vgg, group norm"])
 def test_a_cut_network_computes_what_the_masked_one_computes(name):
     spec = SPECS[name]
     variables = random_variables(spec)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.models.convolution import Convolution, max_pool
-from fedklpr_jax.models.layers import batch_norm, outputs
+from fedklpr_jax.models.layers import make_norm, outputs
 
 # Below this, no place is left after the second pool.
 SMALLEST = 16
@@ -25,6 +25,7 @@ class CNN(nn.Module):
     """`conv1`, `conv2` and `dense`; `fedklpr_jax.models.spec.ModelSpec` builds it and says what each field means."""
 
     widths: Sequence[int]
+    norm: str
     neck: str
     embedding_dim: int
     dropout: float
@@ -72,7 +73,7 @@ class CNN(nn.Module):
             neck=self.neck,
             embedding_dim=self.embedding_dim,
             dropout=self.dropout,
-            norm=batch_norm(train, self.dtype),
+            norm=make_norm(self.norm, train=train, dtype=self.dtype),
             train=train,
         )
 

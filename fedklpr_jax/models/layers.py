@@ -1,4 +1,4 @@
-"""What the networks share: the convolution with its initial values, pooling over the map, and the neck."""
+"""What the networks share: the convolution with its initial values, norms, pooling over the map, and the neck."""
 
 from __future__ import annotations
 
@@ -79,6 +79,54 @@ def outputs(
     return {"pooled": pooled, "embedding": nn.Dropout(dropout, deterministic=not train)(embedding)}
 
 
-def batch_norm(train: bool, dtype: Any) -> Layer:
-    """The factory of a network's norms: running value = 0.9 old + 0.1 new (PyTorch's momentum 0.1), epsilon 1e-5."""
+class GroupNorm(nn.Module):
+    """Group norm of one group: each image by its own mean and variance over all places and kept channels.
+
+        y = scale (x - mean) / sqrt(var + epsilon) + bias
+
+    (Wu and He, "Group normalization", ECCV 2018, equations 1 to 6). It knows neither the batch nor a running value. A
+    channel whose scale is exactly 0 is pruned and does not count, so that a network under a structured mask computes
+    what the one cut to it does; where no scale is 0, this is `nn.GroupNorm(num_groups=1)`.
+
+    >>> norm = GroupNorm()
+    >>> x = jnp.array([[1.0, 3.0, 100.0]])
+    >>> norm.apply({"params": {"scale": jnp.array([1.0, 1.0, 0.0]), "bias": jnp.zeros(3)}}, x).round(2).tolist()
+    [[-1.0, 1.0, 0.0]]
+    """
+
+    use_bias: bool = True
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[n, h, w, c]` or `[n, c]` to the same shape, of `dtype`; sums run in float32."""
+        features = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, features)
+        bias = self.param("bias", nn.initializers.zeros, features) if self.use_bias else 0.0
+        x = x.astype(jnp.float32)
+        kept = (scale != 0).astype(jnp.float32)
+        share = kept / jnp.maximum(jnp.sum(kept), 1.0)
+        places = tuple(range(1, x.ndim - 1))
+
+        def over_kept(values: jax.Array) -> jax.Array:
+            # Places first, which a CPU adds up for many channels at once.
+            return jnp.sum(jnp.mean(values, places, keepdims=True) * share, axis=-1, keepdims=True)
+
+        mean = over_kept(x)
+        variance = jnp.maximum(over_kept(jnp.square(x)) - jnp.square(mean), 0.0)
+        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        return ((x - mean) * factor + bias).astype(self.dtype)
+
+
+def make_norm(kind: str, *, train: bool, dtype: Any) -> Layer:
+    """The factory of a network's norms, of epsilon 1e-5.
+
+    Args:
+        kind: `"batch"`, running value = 0.9 old + 0.1 new (PyTorch's momentum 0.1), or `"group"`, without such.
+        train: True for statistics of the batch, False for running ones.
+        dtype: of the result.
+    """
+    if kind == "group":
+        return partial(GroupNorm, dtype=dtype)
     return partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 
 from fedklpr_jax.models.convolution import Convolution, max_pool
-from fedklpr_jax.models.layers import Layer, batch_norm, conv, outputs, pool_map
+from fedklpr_jax.models.layers import Layer, conv, make_norm, outputs, pool_map
 
 
 class BasicBlock(nn.Module):
@@ -76,6 +76,7 @@ class ResNet(nn.Module):
     stem: str
     last_stride: int
     pooling: str
+    norm: str
     neck: str
     embedding_dim: int
     dropout: float
@@ -94,7 +95,7 @@ class ResNet(nn.Module):
             float32 `{"pooled": [n, d], "embedding": [n, e]}`, neither of them L2-normalised.
         """
         layer = partial(conv, dtype=self.dtype, convolution=self.convolution)
-        norm = batch_norm(train, self.dtype)
+        norm = make_norm(self.norm, train=train, dtype=self.dtype)
         block = BottleneckBlock if self.bottleneck else BasicBlock
 
         kernel, stride = {"7x7/2+pool": (7, 2), "3x3/2": (3, 2), "3x3/1": (3, 1)}[self.stem]

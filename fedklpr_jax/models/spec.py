@@ -18,6 +18,7 @@ from fedklpr_jax.models.resnet import BottleneckBlock, ResNet
 from fedklpr_jax.models.vgg import VGG
 
 FAMILIES = ("resnet", "cnn", "vgg")
+NORMS = ("batch", "group")
 NECKS = ("bn", "none")
 STEMS = ("7x7/2+pool", "3x3/2", "3x3/1")
 POOLINGS = ("avg", "gem")
@@ -31,7 +32,7 @@ class ModelSpec:
     """A network as a hashable value; a narrower submodel is the same code with other `widths`.
 
     It ends with its embedding: the last classifier belongs to the task. Three families stand behind the same two calls:
-    residual networks (re-ID and classification), VGG with batch norm, and the small CNN of FedOBP.
+    residual networks (re-ID and classification), VGG with norms, and the small CNN of FedOBP.
 
     Attributes:
         name: what reports and errors call it.
@@ -51,6 +52,9 @@ class ModelSpec:
         convolution: `"auto"` (by backend), `"winograd"`, `"patches"` or `"stock"`.
         family: `"resnet"`, `"cnn"` or `"vgg"`.
         neck: `"bn"` for a BNNeck; `"none"` where the embedding is the pooled feature, as in classification.
+        norm: `"batch"`, or `"group"` for group norm of one group, which has no statistics of batches, so that none of
+            another client's labels (Hsieh et al., "The non-IID data quagmire of decentralized machine learning", ICML
+            2020) or of another submodel's channels get into a model.
 
     Raises:
         InputError: for a value outside these, or two that do not go together.
@@ -75,14 +79,16 @@ class ModelSpec:
     convolution: str = "auto"
     family: str = "resnet"
     neck: str = "bn"
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
         for field in ("widths", "blocks"):
             value = getattr(self, field)
             if not (isinstance(value, tuple) and value and all(_is_whole(v) and v >= 1 for v in value)):
                 raise InputError(f"model.{field}: {value!r} is not allowed; give whole numbers from 1, one a stage")
-        choices = {"family": FAMILIES, "neck": NECKS, "stem": STEMS, "last_stride": (1, 2), "pooling": POOLINGS,
-                   "dtype": DTYPES, "convolution": CONVOLUTIONS, "bottleneck": (False, True)}  # fmt: skip
+        choices = {"family": FAMILIES, "neck": NECKS, "norm": NORMS, "stem": STEMS, "last_stride": (1, 2),
+                   "pooling": POOLINGS, "dtype": DTYPES, "convolution": CONVOLUTIONS,
+                   "bottleneck": (False, True)}  # fmt: skip
         for field, allowed in choices.items():
             value = getattr(self, field)
             if value not in allowed:
@@ -110,6 +116,8 @@ class ModelSpec:
             )
         if self.family != "resnet" and self.bottleneck:
             raise InputError(f"model.bottleneck: the {self.family} has no residual blocks; give False")
+        if self.family == "cnn" and self.neck == "none" and self.norm != "batch":
+            raise InputError(f"model.norm: {self.norm!r} has no place in the cnn, which has no norms; give 'batch'")
         if self.family == "cnn" and self.pooling != "avg":
             raise InputError(f"model.pooling: {self.pooling!r} has no place in the cnn, which flattens; give 'avg'")
 
@@ -163,6 +171,7 @@ class ModelSpec:
         """The Linen module; only `models/` and its tests look at it."""
         shared: dict[str, Any] = {
             "widths": self.widths,
+            "norm": self.norm,
             "neck": self.neck,
             "embedding_dim": self.embedding_dim,
             "dropout": self.dropout,

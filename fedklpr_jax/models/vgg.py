@@ -1,4 +1,4 @@
-"""VGG with batch norm (Simonyan and Zisserman, 2015, configurations A and D), global pooling in place of its head.
+"""VGG with norms (Simonyan and Zisserman, 2015, configurations A and D) and global pooling in place of its head.
 
 Layers are called `conv{group}_{place}` and `bn{group}_{place}`, both counted from 1, as in the authors' own release.
 """
@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from fedklpr_jax.models.convolution import Convolution, max_pool
-from fedklpr_jax.models.layers import batch_norm, conv, outputs, pool_map
+from fedklpr_jax.models.layers import conv, make_norm, outputs, pool_map
 
 
 class VGG(nn.Module):
@@ -21,6 +21,7 @@ class VGG(nn.Module):
     widths: Sequence[int]
     blocks: Sequence[int]
     pooling: str
+    norm: str
     neck: str
     embedding_dim: int
     dropout: float
@@ -38,7 +39,7 @@ class VGG(nn.Module):
         Returns:
             float32 `{"pooled": [n, d], "embedding": [n, e]}`, neither of them L2-normalised.
         """
-        norm = batch_norm(train, self.dtype)
+        norm = make_norm(self.norm, train=train, dtype=self.dtype)
         widths = iter(self.widths)
         x = images
         for group, count in enumerate(self.blocks, 1):

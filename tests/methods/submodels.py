@@ -20,6 +20,7 @@ from tests.federations import tiny_config, tiny_sites
 SPECS = {
     "vgg": make_spec("vgg11_thin", widths=(32, 32), blocks=(1, 1)),
     "resnet": make_spec("resnet_cifar_thin", widths=(16, 24), blocks=(1, 1)),
+    "group norm": make_spec("vgg11_thin", widths=(16, 16), blocks=(1, 1), norm="group"),
     "cnn": make_spec("cnn", widths=(8, 16, 24)),
     "re-ID": ModelSpec("tiny", (16, 16), (1, 1), stem="3x3/2"),
 }

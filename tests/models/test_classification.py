@@ -230,6 +230,8 @@ def test_scaled_refuses_other_shares(share: float) -> None:
     [
         ("cnn", {"family": "mlp"}, "model.family: 'mlp' is unknown"),
         ("cnn", {"neck": "ln"}, "model.neck: 'ln' is unknown"),
+        ("vgg11", {"norm": "layer"}, "model.norm: 'layer' is unknown; give one of batch, group"),
+        ("cnn", {"norm": "group"}, "model.norm: 'group' has no place in the cnn"),
         ("cnn", {"widths": (8, 8)}, "the cnn takes three"),
         ("cnn", {"blocks": (1, 1, 2)}, "the cnn takes three"),
         ("cnn", {"bottleneck": True}, "model.bottleneck"),
