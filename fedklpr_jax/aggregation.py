@@ -86,6 +86,11 @@ def mean_of_sums(sums: tuple[PyTree, PyTree], previous: PyTree) -> PyTree:
     )
 
 
+def stacked(trees: PyTree | Sequence[PyTree]) -> PyTree:
+    """A list or tuple of K trees as one with a leading axis [K, ...] on every leaf; anything else as it is."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) if isinstance(trees, list | tuple) else trees
+
+
 def masked_mean(
     params: PyTree | Sequence[PyTree],
     masks: PyTree | Sequence[PyTree] | None,
@@ -112,10 +117,7 @@ def masked_mean(
     ...             jnp.array([.5, .5]), jnp.full(4, 9.)).tolist()
     [3.0, 6.0, 4.0, 9.0]
     """
-    if isinstance(params, list | tuple):
-        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    if isinstance(masks, list | tuple):
-        masks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks)
+    params, masks = stacked(params), stacked(masks)
     weights = jnp.asarray(weights, jnp.float32)
     chex.assert_trees_all_equal_structs(params, previous)
     return mean_of_sums(weighted_sums(params, masks, weights), previous)

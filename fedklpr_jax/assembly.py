@@ -6,22 +6,24 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 
-from fedklpr_jax import hosts
+from fedklpr_jax import hosts, privacy
 from fedklpr_jax.console import Console
 from fedklpr_jax.data import drawn, folder, labelled, partition, shapes, synthetic
 from fedklpr_jax.data.public import public_pixels
 from fedklpr_jax.data.scenario import split_sites
-from fedklpr_jax.data.site import Site, pooled
+from fedklpr_jax.data.site import Clients, Site, here, pooled
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Method, Task
 from fedklpr_jax.methods import make_method
+from fedklpr_jax.metrics import privacy_note
 from fedklpr_jax.models.spec import ModelSpec, make_spec
 from fedklpr_jax.pretrain import starting_trunk
+from fedklpr_jax.robust import make_merge
 from fedklpr_jax.round import Engine, make_engine
 from fedklpr_jax.tasks import bottom_up, classification, supervised, unsupervised
 from fedklpr_jax.tasks.classification import Share
@@ -54,7 +56,8 @@ class Parts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Federation:
-    """What does not change during a run; `exams`, `notes`, `lines` and `dealt` as in `Parts`."""
+    """What does not change during a run; `exams`, `notes`, `lines` and `dealt` as in `Parts`, with a line of
+    what a private run will have spent."""
 
     config: ml_collections.ConfigDict
     exams: Sequence[Site]
@@ -176,6 +179,7 @@ def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:
     return make_spec(
         model.arch,
         pooling=model.pooling,
+        norm=model.norm,
         embedding_dim=model.embedding,
         dropout=model.dropout if model.embedding else 0.0,
         dtype=model.dtype,
@@ -183,11 +187,13 @@ def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:
     )
 
 
-def make_federation(config: ml_collections.ConfigDict, console: Console) -> Federation:
+def make_federation(
+    config: ml_collections.ConfigDict, console: Console, noise_key: privacy.Key | None = None
+) -> Federation:
     """Reads the data and builds task, method and engine for a valid, resolved configuration.
 
     Where the run starts from weights trained on synthetic sites and there are none yet, they are trained now, which
-    `console` shows.
+    `console` shows. `noise_key` is where a private run's noise comes from; None = the run's seed.
 
     Raises:
       InputError: bad settings or data.
@@ -198,20 +204,35 @@ def make_federation(config: ml_collections.ConfigDict, console: Console) -> Fede
         raise InputError(
             f"config.model.arch: {config.model.arch!r} is not for the {config.task.name} task; give {right}"
         )
-    build = _classification if classifies else _reid
+    build = classification_parts if classifies else _reid
     parts = hosts.agreed(lambda: build(config, console))
     hosts.check_same("data", (parts.task.arrays, parts.task.clients))
+    together = participation_count(len(parts.task.clients), config.participation)
+    return assembled(config, parts, together=together, noise_key=noise_key)
+
+
+def assembled(
+    config: ml_collections.ConfigDict, parts: Parts, *, together: int, noise_key: privacy.Key | None = None
+) -> Federation:
+    """The federation of `parts`; `together` clients are trained at once, and `noise_key` is as above."""
+    clients = len(parts.task.clients)
+    key = noise_key or privacy.seeded(config.seed)
+    participants = participation_count(clients, config.participation)
+    method = privacy.protected(parts.method, config.privacy, clients=clients, participants=participants, key=key)
+    spent = privacy_spent(config, clients)
     engine = make_engine(
         parts.task,
-        parts.method,
+        method,
         epochs=config.epochs,
         client_map=config.client_map,
         chunk=config.client_chunk,
         devices=config.devices,
-        clients=participation_count(len(parts.task.clients), config.participation),
+        clients=together,
         narrow=parts.narrow,
+        merge=make_merge(config.merge.name, config.merge.trim),
     )
-    return Federation(config, parts.exams, engine, parts.notes, parts.lines, parts.dealt)
+    lines = (*parts.lines, *([privacy_note(spent)] if spent else []))
+    return Federation(config, parts.exams, engine, parts.notes, lines, parts.dealt)
 
 
 def _narrow(
@@ -222,7 +243,7 @@ def _narrow(
     return [make_task(narrow) for narrow in compact.specs(spec)] if compact else []
 
 
-def _classification(config: ml_collections.ConfigDict, console: Console) -> Parts:
+def classification_parts(config: ml_collections.ConfigDict, console: Console) -> Parts:
     method = make_method(config.method)
     if method.needs_public:
         raise InputError(
@@ -256,7 +277,29 @@ def _reid(config: ml_collections.ConfigDict, console: Console) -> Parts:
     sites, told = split_sites(
         sites, config.data.scenario, clients=config.data.identity_clients, seed=config.data.seed
     )
-    notes += told
+    return reid_parts(config, console, sites, unseen, notes + told)
+
+
+def reid_parts(
+    config: ml_collections.ConfigDict,
+    console: Console,
+    sites: Clients,
+    unseen: Sequence[Site] = (),
+    notes: Sequence[str] = (),
+) -> Parts:
+    """What a federation of these clients is built of, some or all of them on other machines.
+
+    Args:
+      config: valid and resolved.
+      console: shows the training of the starting weights.
+      sites: the clients' pictures, or the sizes of clients elsewhere.
+      unseen: sites that nobody trains on.
+      notes: what there is to know of the data so far.
+
+    Raises:
+      InputError: bad settings or data.
+    """
+    notes = list(notes)
     names = [site.name for site in sites]
     spec = model_spec(config)
     method = make_method(config.method, names)
@@ -271,7 +314,7 @@ def _reid(config: ml_collections.ConfigDict, console: Console) -> Parts:
     if method.name == "centralised":
         if not labels:
             raise InputError("config.method.name: centralised needs labels; give --config.task.name=supervised")
-        exams, sites = [Exam(site, 0) for site in sites], [pooled(sites, "all")]
+        exams, sites = [Exam(site, 0) for site in sites], [pooled(here(sites), "all")]
     exams += [Exam(site, None) for site in unseen]
 
     def make_task(spec: ModelSpec, trunk: PyTree | None = None) -> Task:
@@ -282,7 +325,8 @@ def _reid(config: ml_collections.ConfigDict, console: Console) -> Parts:
         return kind.make_task(sites, spec, config, trunk=trunk, exams=exams)
 
     task = make_task(spec, trunk)
-    if method.needs_public:
+    # A client alone does not take the server's step.
+    if method.needs_public and len(here(sites)) in (0, len(sites)):
         pixels, told = public_pixels(config.data, names)
         notes += told
         task = dataclasses.replace(task, public=public_images(pixels, spec))
@@ -298,7 +342,14 @@ def _reid(config: ml_collections.ConfigDict, console: Console) -> Parts:
     ]
     lines += [f"{site.name}: nobody trains on it, {len(site.query)} queries" for site in unseen]
     narrow = _narrow(config, method, spec, make_task)
-    return Parts(task, method, narrow, [exam.site for exam in exams], tuple(notes), tuple(lines))
+    tested = here([exam.site for exam in exams])
+    return Parts(task, method, narrow, tested, tuple(notes), tuple(lines))
+
+
+def privacy_spent(config: ml_collections.ConfigDict, clients: int) -> dict[str, Any] | None:
+    """What a run of so many clients spends of their privacy in all its rounds, as in `privacy.spent`."""
+    together = participation_count(clients, config.participation)
+    return privacy.spent(config.privacy, clients=clients, participants=together, rounds=config.rounds)
 
 
 def participation_count(clients: int, share: float) -> int:

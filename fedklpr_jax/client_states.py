@@ -122,7 +122,8 @@ class ClientStates(Sequence[ClientState]):
     def after(self, round_: int, new: Mapping[int, ClientState]) -> ClientStates:
         """The states after a round in which the clients in `new` came to these."""
         if self.shelf is None:
-            return dataclasses.replace(self, kept={**self.kept, **new})
+            # Copies: a client's rows would hold those of all clients of its round in memory.
+            return dataclasses.replace(self, kept={**self.kept, **{k: jax.tree.map(np.array, new[k]) for k in new}})
         names = {client: f"{client:08d}-{round_:08d}.npz" for client in new}
         for client, name in names.items():
             self.shelf.put(name, new[client])

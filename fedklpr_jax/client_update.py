@@ -17,6 +17,7 @@ import optax
 from fedklpr_jax.aggregation import client_terms
 from fedklpr_jax.federated import ClientContext, ClientData, ClientState, Epoch, Message, Method, Step, Task, Upload
 from fedklpr_jax.pruning import apply_mask, count_true
+from fedklpr_jax.refusals import scalars_hold
 from fedklpr_jax.trees import PyTree, finite, merge, path_map, split
 
 # Beside the steps of an epoch, which draw by their number.
@@ -287,7 +288,7 @@ class ClientUpdate(NamedTuple):
         told = told_of(upload)
         # Who only fills a place, and who found nothing to train on, has no steps.
         trained = jnp.any(logs["steps"] > 0) if "steps" in logs else inputs.steps > 0
-        accepted = told.finite & finite(client.local) & trained
+        accepted = told.finite & finite(client.local) & trained & scalars_hold(told.scalars, inputs.data.images)
         weight = jnp.where(accepted, upload.scalars["images"], 0.0)
         return client_terms(upload.model, upload.mask, weight), (client, logs, told)
 

@@ -73,6 +73,9 @@ FIELDS: dict[str, Field] = {
                         *one_of("thin", "resnet18", "resnet34", "resnet50", "cnn", "vgg11", "vgg16", "vgg11_thin",
                                  "resnet18_cifar", "resnet_cifar_thin")),
     "model.pooling": Field("avg", "global pooling: average or generalised mean", *one_of("avg", "gem")),
+    "model.norm": Field("batch", "classification: norms by statistics of the batch, or of each image over all channels "
+                        "(group norm of one group), where submodels share none",
+                        *one_of("batch", "group")),
     "model.embedding": Field(0, "width of FedReID's embedding block; 0 = BNNeck on the pooled feature", *at_least(0)),
     "model.dropout": Field(0.5, "dropout of the embedding block", *between(0, 0.95)),
     "model.dtype": Field("float32", "arithmetic of the forward pass; parameters stay float32",
@@ -145,9 +148,24 @@ FIELDS: dict[str, Field] = {
                    "auto or HOST:PORT,COUNT,INDEX, such as 10.0.0.5:12345,2,0", hosts),
     "client_states": Field("auto", "where clients' states lie between rounds: in memory, or a file each in the run's "
                            "folder; auto = on disk from 1 GiB in all", *one_of("auto", "memory", "disk")),
+    "deploy.least": Field(0, "of a deployment (docs/deploy.md): how many sites have to be here to begin, and for a "
+                          "round; 0 = all to begin, one for a round", *at_least(0)),
+    "deploy.wait": Field(600, "of a deployment: seconds to wait for sites, first for all, then for the least",
+                         *at_least(1)),
+    "deploy.deadline": Field(3600, "of a deployment: seconds after which a round goes on without the sites that have "
+                             "not answered", *at_least(1)),
     "wire.encode": Field(True, "whether messages go through the wire format; False hands the arrays over and counts 4 "
                          "bytes a value, a bit a mask's entry: for thousands of clients"),
     "wire.dtype": Field("float32", "values on the wire: float32 is lossless", *one_of("float32", "bfloat16")),
+    "merge.name": Field("mean", "what the server merges uploads with, entry by entry over those that keep it: the "
+                        "method's weighted mean, the median, or a trimmed mean", *one_of("mean", "median", "trimmed")),
+    "merge.trim": Field(0.2, "trimmed: share of the values cut at each end, rounded up", *between(0.001, 0.499)),
+    "privacy.clip": Field(0.0, "norm that a client's update is clipped to, for differentially private runs of plain "
+                          "means; 0 = off", *at_least(0)),
+    "privacy.noise": Field(1.0, "privacy: deviation of the noise in the sum of the updates, as a multiple of the clip",
+                           *at_least(0)),
+    "privacy.delta": Field(1e-3, "privacy: delta at which epsilon is told, below 1 / clients",
+                           *between(1e-12, 0.5)),
     "eval.every": Field(3, "rounds between evaluations on the test images (shown, never used)", *at_least(1)),
     "eval.after": Field(False, "also evaluate after local fine-tuning, each time"),
     "eval.rerank": Field(False, "k-reciprocal re-ranking of the test lists (k1 20, k2 6, lambda 0.3)"),
@@ -203,9 +221,8 @@ FIELDS: dict[str, Field] = {
     "method.capacity.min_channels": Field(8, "CA-HFP, HeteroFL: channels that a layer keeps at least", *at_least(1)),
     "method.capacity.form": Field("compact", "clients train networks of their own size, or the whole one under masks: "
                                   "the same numbers up to rounding", *one_of("compact", "masked")),
-    "method.capacity.local": Field(ByTask("classifier", "", "batch_stats"), "CA-HFP, HeteroFL: what stays at the "
-                                   "client, in re-ID the classifier, in classification the statistics, which differ "
-                                   "with the channels [C]",
+    "method.capacity.local": Field(ByTask("classifier,batch_stats", "batch_stats"), "CA-HFP, HeteroFL: what stays at "
+                                   "the client: classifiers, and the statistics, which differ with the channels [C]",
                                    "some of classifier,bnneck,batch_stats, or nothing",
                                    lambda v: {n.strip() for n in v.split(",")} <= {"", "classifier", "bnneck",
                                                                                    "batch_stats"}),
@@ -341,6 +358,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError("config.data.root: empty; the folder source needs the directory that holds the pictures")
     if config.data.source.startswith("tfds:") and config.task.name != "classification":
         raise InputError(f"config.data.source: {config.data.source!r} is for classification; give synthetic or folder")
+    if config.model.norm != "batch" and config.task.name != "classification":
+        raise InputError(f"config.model.norm: {config.model.norm!r} is for classification; give batch")
     if config.wire.dtype != "float32" and not config.wire.encode:
         raise InputError(f"config.wire.dtype: {config.wire.dtype} is what values are encoded as; give wire.encode=True "
                          "or float32")
@@ -355,6 +374,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if (config.method.name, config.method.hfp.score, config.task.name) == ("cahfp", "curvature", "unsupervised"):
         raise InputError("config.method.hfp.score: 'curvature' needs labels at the start of a round, which the "
                          "unsupervised task has not; give 'magnitude'")
+    if config.merge.name != "mean":
+        if config.privacy.clip:
+            raise InputError(f"config.merge.name: {config.merge.name!r} hides no client in noise of this size; give "
+                             "mean, or config.privacy.clip=0")
+        if config.method.name == "fedreid" and (reid.distill_every or reid.cluster or reid.cloud_every):
+            raise InputError(f"config.merge.name: {config.merge.name!r} is not how fedreid distils, or merges clusters "
+                             "and edges; give mean, or leave off distill_every (0), cluster (False), cloud_every (0)")
     if config.method.name == "subfedavg" and config.epochs < 2:
         raise InputError("config.epochs: 1 is not allowed; subfedavg compares two epochs, give a number from 2")
     if config.method.name == "fedrep" and config.method.rep.head_epochs >= config.epochs:

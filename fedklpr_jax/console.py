@@ -23,6 +23,7 @@ from fedklpr_jax.metrics import (
     headline_metric,
     known_metrics,
     mean,
+    privacy_note,
     show,
 )
 
@@ -126,6 +127,10 @@ class Console:
             + (f"; saving {show(saving, 100)} %" if saving is not None else "")
             if sent["total"] else "sent: nothing"
         )
+        if note := privacy_note(summary.get("privacy")):
+            self.line(note)
+        if sent.get("examinations"):
+            self.line(f"and for examinations during the run: {show(sent['examinations'], 1e-6)} MB")
         for path in paths:
             self.line(f"wrote {path}")
         for failure in summary.get("failures") or []:

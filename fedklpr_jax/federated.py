@@ -184,9 +184,9 @@ def no_public_images(model: PyTree, rows: jax.Array, train: bool) -> tuple[jax.A
 class ServerContext(NamedTuple):
     """What a method may use in its server step.
 
-    `mean` is `aggregation.masked_mean`, summed over the devices of the mesh; `represent(model, rows, train)` the
-    features float32 [len(rows), d] of the task's public images in these rows and the batch-norm statistics after them;
-    `public` how many such images there are (0 = none).
+    `mean` is `aggregation.masked_mean`, summed over the devices of the mesh, or a merge of `robust.py` in its place;
+    `represent(model, rows, train)` the features float32 [len(rows), d] of the task's public images in these rows and
+    the batch-norm statistics after them; `public` how many such images there are (0 = none).
     """
 
     mean: Callable[..., PyTree] = aggregation.masked_mean
@@ -245,6 +245,13 @@ def average(server: ServerState, uploads: Uploads, context: ServerContext) -> tu
     return server._replace(model=model, round=server.round + 1), {"weight": weights}
 
 
+def average_equally(server: ServerState, uploads: Uploads, context: ServerContext) -> tuple[ServerState, dict]:
+    """The same with equal weights: every accepted client counts `1 / K`."""
+    weights = aggregation.equal_weights(uploads.accepted)
+    model = context.mean(uploads.model, uploads.mask, weights, server.model)
+    return server._replace(model=model, round=server.round + 1), {"weight": weights}
+
+
 def keep_download(message: Message, client: ClientState) -> PyTree:
     """The model a client of a dense method ends with: the downloaded one."""
     return message.model
@@ -268,6 +275,7 @@ class Method:
       aggregate: (server, uploads, ServerContext) -> (server, logs of float32 [K]).
       personalise: (message, client) -> the model this client is evaluated with and would deploy.
       trains: (path of a leaf of `params`, epoch int32) -> bool, whether it moves in this local epoch; None = all do.
+      tells: names of the scalars that its uploads hold.
       needs_score: whether a hook reads `ClientContext.score`, so that validation data must be held out.
       needs_public: whether the server step reads public images.
       capacity: the classes of devices whose clients keep a part of the network's channels; a client's first mask is
@@ -288,6 +296,7 @@ class Method:
     aggregate: Callable[..., tuple[ServerState, dict[str, jax.Array]]] = average
     personalise: Callable[[Message, ClientState], PyTree] = keep_download
     trains: Callable[[str, jax.Array], jax.Array] | None = None
+    tells: tuple[str, ...] = ("images",)
     needs_score: bool = False
     needs_public: bool = False
     capacity: DeviceClasses | None = None

@@ -42,6 +42,15 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def as_json(obj: Any) -> str:
+    """`obj` as one line of JSON; NaN and infinities become null.
+
+    >>> as_json({"loss": float("nan"), "rounds": [1, 2]})
+    '{"loss": null, "rounds": [1, 2]}'
+    """
+    return json.dumps(_plain(obj), allow_nan=False)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file that is there whole or not at all, also when the machine stops half-way.
 
@@ -150,7 +159,7 @@ class MetricsLog:
         Raises:
             TypeError: the event holds something JSON cannot; nothing is written.
         """
-        self._file.write((json.dumps(_plain(event), allow_nan=False) + "\n").encode())
+        self._file.write((as_json(event) + "\n").encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -314,6 +323,21 @@ def best_first(clients: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
     """
     numbers = {name: row.get(key) for name, row in clients.items()}
     return sorted(clients, key=lambda name: -math.inf if (value := numbers[name]) is None else value, reverse=True)
+
+
+def privacy_note(account: Mapping[str, Any] | None) -> str:
+    """What a run spent of its clients' privacy, the entry `privacy` of a summary, as a line to read; empty for none.
+
+    >>> privacy_note({"epsilon": 8.123, "clip": 1.0, "noise": 2.0, "delta": 1e-3, "clients": 100, "participants": 50,
+    ...               "rounds": 20})
+    'privacy of a client: epsilon 8.12 at delta 0.001 after 20 rounds (50 of 100 clients each, clip 1, noise 2)'
+    """
+    if account is None:
+        return ""
+    value = account["epsilon"]
+    bound = "no bound" if value is None or math.isinf(value) else f"epsilon {value:.3g} at delta {account['delta']:g}"
+    return (f"privacy of a client: {bound} after {account['rounds']} rounds ({account['participants']} of "
+            f"{account['clients']} clients each, clip {account['clip']:g}, noise {account['noise']:g})")
 
 
 def accuracy_note(row: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     """The local optimiser of `config.optimizer`, for a learning rate of `optimizer.learning_rate`.
 
     Weight decay is L2 added to the gradient, as re-ID code does it, for Adam too. Parameters under `trunk` move by
-    `optimizer.backbone` times the step, except a trunk's embedding block, which is new like the classifier.
+    `optimizer.backbone` times the step, but not its embedding block, layer and norm, which is new like the classifier.
     """
     direction = {
         "adam": optax.scale_by_adam(),
@@ -24,8 +24,9 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
 
     def slow_backbone(updates: PyTree, params: PyTree | None) -> PyTree:
         def scaled(path: str, update: jax.Array) -> jax.Array:
-            parts = path.split("/")
-            return update * config.backbone if parts[0] == "trunk" and "embedding" not in parts else update
+            top, _, below = path.partition("/")
+            slow = top == "trunk" and below.split("/")[0] not in ("embedding", "embedding_bn")
+            return update * config.backbone if slow else update
 
         return path_map(scaled, updates)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.figures import DARK, LIGHT, MARKERS, Plot, Style, client_styles, draw
-from fedklpr_jax.metrics import duration, read_metrics, write_atomically
+from fedklpr_jax.metrics import duration, privacy_note, read_metrics, write_atomically
 from fedklpr_jax.panels import MANY
 from fedklpr_jax.plots import distribution, run_plots
 from fedklpr_jax.report_pictures import ClassifiedPictures, RankedList, classified_pictures, data_uri, ranked_lists
@@ -165,6 +165,7 @@ def write_report(
         classified_pictures(classified, tested),
         listed("Epochs without a cluster", idle(events)),
         listed("Refused", refused(summary, events)),
+        listed("Privacy", [note] if (note := privacy_note(summary.get("privacy"))) else []),
         listed("Notes", list(dict.fromkeys(map(str, notes)))),
         f'<h2>Run it again</h2><div class="card"><pre>{escape(str(command))}</pre></div>' if command else "",
         "<h2>Configuration</h2><div class=\"card\"><details><summary>config.json</summary><pre>"

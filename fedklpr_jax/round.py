@@ -29,6 +29,7 @@ from fedklpr_jax.federated import (
     Uploads,
     average,
 )
+from fedklpr_jax.robust import Merge
 from fedklpr_jax.trees import PyTree, split, stack, unstack
 
 
@@ -70,6 +71,7 @@ def make_engine(
     devices: int = 1,
     clients: int = 0,
     narrow: Sequence[Task] = (),
+    merge: Merge = masked_mean,
 ) -> Engine:
     """Compiles (lazily) the programs of a federation.
 
@@ -84,6 +86,8 @@ def make_engine(
       narrow: for a method with a `capacity`, the same task with the network of each class (`capacity.specs`), not
         started from given weights: every client then trains a network of its own class's size. Without them all train
         the whole network under masks, which gives the same numbers.
+      merge: what the method's server step merges models with: of the form of `masked_mean`, such as those of
+        `robust.py`, and over several devices computed by each of them.
 
     Raises:
       InputError: a narrow task is not what the method cuts the whole one to, or there are more hosts than work.
@@ -109,7 +113,7 @@ def make_engine(
         )
     else:
         update, fine_tune = (programs.staged if staged else programs.fused)(stages, mapper, mesh.size)
-    mean = masked_mean if mesh.size == 1 else _sharded_mean(mesh)
+    mean = _sharded_mean(mesh) if merge is masked_mean and mesh.size > 1 else merge
     public = task.public
     images = None if public is None else jax.device_put(public.arrays, everywhere(mesh))
 
@@ -121,7 +125,9 @@ def make_engine(
 
     step = compiled(server_step, mesh, donate=(0,))
     steps = max(task.plan(0, 0, k, 1).shape[1] for k in range(len(task.clients)))
-    sums = client_map == "map" and method.aggregate is average and not (narrow or staged)
+    # Other merges than the mean need every upload.
+    summing = merge is masked_mean and method.aggregate is average
+    sums = client_map == "map" and summing and not (narrow or staged)
 
     def after_sums(server: ServerState, sums: PyTree) -> ServerState:
         return server._replace(model=mean_of_sums(sums, server.model), round=server.round + 1)

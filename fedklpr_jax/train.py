@@ -9,9 +9,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -19,11 +19,12 @@ import numpy as np
 
 from fedklpr_jax import checkpoint, hosts, pictures, report
 from fedklpr_jax import config as settings
-from fedklpr_jax.assembly import Federation, cache_directory, make_federation
-from fedklpr_jax.client_states import Shelf
+from fedklpr_jax.assembly import Federation, cache_directory, make_federation, privacy_spent
+from fedklpr_jax.client_states import ClientStates, Shelf
 from fedklpr_jax.console import Console
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.features import Evaluation
+from fedklpr_jax.federated import Method, ServerState, Task
 from fedklpr_jax.metrics import METRIC_TITLES, Ledger, MetricsLog, mean, read_metrics, write_json
 from fedklpr_jax.round import start
 from fedklpr_jax.simulation import Evaluations, Examination, RunState, examine, headline, run_round
@@ -31,6 +32,7 @@ from fedklpr_jax.simulation import Evaluations, Examination, RunState, examine, 
 # Settings that may differ between the runs before and after an interruption: they change no number.
 FREE = frozenset({
     "out", "name", "compilation_cache", "data.cache", "checkpoint.keep", "checkpoint.every", "client_states", "hosts",
+    "deploy.least", "deploy.wait", "deploy.deadline",
 })  # fmt: skip
 
 # Bytes of all clients' states from which each is kept in a file of its own.
@@ -114,10 +116,25 @@ def _save(federation: Federation, directory: Path, state: RunState, log: Metrics
         clients.shelf.sweep({name for kept in checkpoint.metas(folder).values() for name in kept["clients"].values()})
 
 
-def _load_or_start(federation: Federation, directory: Path) -> tuple[RunState, int | None]:
+class Course(NamedTuple):
+    """How a federation comes from round to round: `start(task, method, seed)` gives the first states of server and
+    clients, `run_round(federation, state)` the state after a round and its event, and `examine(federation, state,
+    *stages)` an `Examination`."""
+
+    start: Callable[[Task, Method, int], tuple[ServerState, ClientStates]]
+    run_round: Callable[[Federation, RunState], tuple[RunState, dict[str, Any]]]
+    examine: Callable[..., Examination]
+
+
+SIMULATED = Course(start, run_round, examine)
+
+
+def _load_or_start(
+    federation: Federation, directory: Path, course: Course = SIMULATED
+) -> tuple[RunState, int | None]:
     """The newest checkpoint's state and its place in the log, or the start of a run and None."""
     config, folder = federation.config, directory / "checkpoints"
-    server, clients = start(federation.task, federation.engine.method, config.seed)
+    server, clients = course.start(federation.task, federation.engine.method, config.seed)
     metas = checkpoint.metas(folder)
     # Another host could not read the first one's files.
     on_disk = config.client_states == "disk" or (
@@ -163,21 +180,49 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
     split_processor(config.devices)
     hosts.connect(config.hosts)
     hosts.check_same("settings", np.frombuffer(fingerprint(config).encode(), np.uint8))
-    jax.config.update("jax_compilation_cache_dir", str(cache_directory(config.compilation_cache, "xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    keep_programs(config)
     began = time.monotonic()
-    problem = config.task.name if config.task.name == "classification" else f"{config.task.name} re-ID"
-    console.line(f"{config.method.name} on {problem}, seed {config.seed}: reading the data")
+    console.line(f"{_title(config)}: reading the data")
     federation = make_federation(config, console)
     directory, closing = hosts.agreed(lambda: _directory(config, command))
-    state, offset = hosts.agreed(lambda: _load_or_start(federation, directory))
+    with closing:
+        return follow(SIMULATED, federation, directory, console, began)
+
+
+def _title(config: ml_collections.ConfigDict) -> str:
+    problem = config.task.name if config.task.name == "classification" else f"{config.task.name} re-ID"
+    return f"{config.method.name} on {problem}, seed {config.seed}"
+
+
+def keep_programs(config: ml_collections.ConfigDict) -> None:
+    """Has JAX keep what it compiles for the next start.
+
+    Raises:
+      InputError: the folder of `config.compilation_cache` cannot be made.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory(config.compilation_cache, "xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def follow(
+    course: Course, federation: Federation, directory: Path, console: Console, began: float
+) -> dict[str, Any]:
+    """Takes a federation from where the run in `directory` is to its end; returns what `summary.json` holds.
+
+    `began` is when the work began, by `time.monotonic`.
+
+    Raises:
+      InputError: as `run`.
+    """
+    config = federation.config
+    state, offset = hosts.agreed(lambda: _load_or_start(federation, directory, course))
     state = _told(state)
     spent = state.seconds
 
     def timed(state: RunState) -> RunState:
         return state._replace(seconds=spent + time.monotonic() - began)
 
-    with closing, hosts.agreed(lambda: MetricsLog.open(directory / "metrics.jsonl", offset or 0)) as log:
+    with hosts.agreed(lambda: MetricsLog.open(directory / "metrics.jsonl", offset or 0)) as log:
         done = int(state.server.round)
         for note in federation.notes:
             console.line(f"note: {note}")
@@ -191,22 +236,22 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
         console.line(f"{'continuing after round ' + str(done) if done else 'compiling'}; {results}")
         with console.progress(config.rounds, done) as bar:
             if not done:
-                _examine(federation, state, log)
+                _examine(course, federation, state, log)
             for round_ in range(done, config.rounds):
                 if config.last.epochs and 0 < round_ == config.rounds - 1 and round_ % config.eval.every:
                     # The long last round is reported with and without.
-                    _examine(federation, state, log)
-                state, event = run_round(federation, state)
+                    _examine(course, federation, state, log)
+                state, event = course.run_round(federation, state)
                 log.write(event)
                 text = _round_text(event)
                 if (round_ + 1) % config.eval.every == 0 and round_ + 1 < config.rounds:
                     # In front, for a narrow terminal cuts the line.
-                    text = f"{_examine(federation, state, log)}, {text}"
+                    text = f"{_examine(course, federation, state, log)}, {text}"
                 state = timed(state)
                 if (round_ + 1) % config.checkpoint.every == 0 or round_ + 1 == config.rounds:
                     _save(federation, directory, state, log)
                 bar.advance(text)
-        return _conclude(federation, timed(state), directory, log, console)
+        return _conclude(course, federation, timed(state), directory, log, console)
 
 
 def _round_text(event: dict[str, Any]) -> str:
@@ -220,11 +265,14 @@ def _round_text(event: dict[str, Any]) -> str:
     return text + (f", {len(event['refused'])} refused" if event["refused"] else "")
 
 
-def _examine(federation: Federation, state: RunState, log: MetricsLog) -> str:
+def _examine(course: Course, federation: Federation, state: RunState, log: MetricsLog) -> str:
     """Evaluates in the middle of a run and logs it; returns the result in a few words."""
     stages = ("before", "after") if federation.config.eval.after and int(state.server.round) else ("before",)
-    found = examine(federation, state, *stages)
+    found = course.examine(federation, state, *stages)
     events = [_eval_event(federation, found, state, stage) for stage in stages]
+    if found.sent:
+        # Beside the ledger, which holds what the method needs; the download of the final examination is part of that.
+        events[0]["bytes_sent"] = sum(found.sent)
     for event in events:
         log.write(event)
     means = events[0]["mean"]
@@ -243,13 +291,13 @@ def _eval_event(federation: Federation, found: Examination, state: RunState, sta
 
 
 def _conclude(
-    federation: Federation, state: RunState, directory: Path, log: MetricsLog, console: Console
+    course: Course, federation: Federation, state: RunState, directory: Path, log: MetricsLog, console: Console
 ) -> dict[str, Any]:
     """The final download, both evaluations, and on the first host `summary.json`, the report and the table."""
     began = time.monotonic()
     config = federation.config
     console.line("evaluating before and after local fine-tuning")
-    found = examine(federation, state, "before", "after", "validation")
+    found = course.examine(federation, state, "before", "after", "validation")
     lengths = zip(federation.task.client_names, found.lengths, strict=True)
     ledger = state.ledger.add({name: (length, None) for name, length in lengths if length})
     state = state._replace(ledger=ledger)
@@ -276,7 +324,7 @@ def _conclude(
         "before_last_round": _evaluated_at(events, config.rounds - 1) if config.last.epochs else None,
         "validation": _validated(found.validation),
         "failures": _failures(events, start, table_before["mean"]),
-        "bytes": ledger.summary(),
+        "bytes": ledger.summary() | {"examinations": sum(event.get("bytes_sent", 0) for event in events)},
         "saving": ledger.saving,
         "average_precisions": _average_precisions(before),
         "average_precisions_after": _average_precisions(after),
@@ -284,6 +332,7 @@ def _conclude(
             {"round": event["round"], **entry} for event in events if event["event"] == "round"
             for entry in event["refused"]
         ],
+        "privacy": privacy_spent(config, len(federation.task.clients)),
         "notes": list(federation.notes),
     }  # fmt: skip
     write_json(directory / "summary.json", summary)

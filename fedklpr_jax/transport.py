@@ -19,11 +19,10 @@ from fedklpr_jax.client_update import Told, told_of
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import ClientState, Message, ServerState, Upload, Uploads
 from fedklpr_jax.pruning import count_true
+from fedklpr_jax.refusals import upload_fault
 from fedklpr_jax.round import Engine, stack_uploads
 from fedklpr_jax.trees import PyTree, all_finite, parameter_count, unstack
 from fedklpr_jax.wire import WireError
-
-NOT_FINITE = "values that are not finite"
 
 
 class Delivered(NamedTuple):
@@ -37,9 +36,17 @@ class Delivered(NamedTuple):
         return self.messages.tree if isinstance(self.messages, Common) else self.messages[place]
 
 
+class Measured(NamedTuple):
+    """Of the participants' uploads the bytes, why one is refused ("" = it is not), and `dense(place)`, the bytes that
+    one would have had unpruned."""
+
+    lengths: list[int]
+    reasons: list[str]
+    dense: Callable[[int], int]
+
+
 class Collected(NamedTuple):
-    """The uploads of the participants as they arrive, the bytes of each, why one is refused ("" = it is not), and
-    `dense(place)`, the bytes that one would have had unpruned."""
+    """The uploads of the participants as they arrive, and of them what `Measured` holds."""
 
     uploads: Uploads
     lengths: list[int]
@@ -58,10 +65,14 @@ class Encoded(NamedTuple):
     engine: Engine
     dtype: str
 
+    def packed(self, server: ServerState, state: ClientState, client: int) -> tuple[Message, bytes]:
+        """One download before it is sent, and as its payload."""
+        message = jax.device_get(self.engine.download(server, np.int32(client)))
+        return message, exchange.pack(message.model, message.mask, {}, state.mask, self.dtype)
+
     def download(self, server: ServerState, state: ClientState, client: int) -> tuple[Message, int]:
         """One download: the message as the client decodes it, and the length of its payload."""
-        message = jax.device_get(self.engine.download(server, np.int32(client)))
-        payload = exchange.pack(message.model, message.mask, {}, state.mask, self.dtype)
+        message, payload = self.packed(server, state, client)
         model, mask, _ = exchange.unpack(payload, message.model, {}, state.mask)
         return Message(model, mask), len(payload)
 
@@ -73,37 +84,47 @@ class Encoded(NamedTuple):
         found = [self.download(server, state, k) for state, k in zip(states, clients, strict=True)]
         return Delivered([message for message, _ in found], [length for _, length in found])
 
-    def upload(self, upload: Upload, state: ClientState) -> tuple[Upload, int, str]:
+    def upload(self, upload: Upload, state: ClientState, client: int) -> tuple[Upload, int, str]:
         """One upload: as the server decodes it, its length, and why it is refused ("" if it is not).
 
         `state` is the one before the round: its mask is the one the server holds.
         """
-        payload = b""
         try:
             payload = exchange.pack(upload.model, upload.mask, upload.scalars, state.mask, self.dtype)
-            decoded = Upload(*exchange.unpack(payload, upload.model, upload.scalars, state.mask))
-        except (InputError, WireError) as error:
-            return upload, len(payload), str(error)
-        if not all_finite((decoded.model, decoded.scalars)):
-            return decoded, len(payload), NOT_FINITE
-        return decoded, len(payload), ""
+        except InputError as error:
+            return upload, 0, str(error)
+        decoded, reason = self.received(payload, upload, state, client)
+        return decoded, len(payload), reason
+
+    def received(self, payload: bytes, like: Upload, state: ClientState, client: int) -> tuple[Upload, str]:
+        """An upload out of its payload, and why it is refused; `like` has its leaves' shapes and the names of its
+        scalars, and is what comes back where the payload cannot be read."""
+        try:
+            decoded = Upload(*exchange.unpack(payload, like.model, like.scalars, state.mask))
+        except WireError as error:
+            return like, str(error)
+        good = all_finite((decoded.model, decoded.scalars))
+        return decoded, upload_fault(good, decoded.scalars, self.engine.task.clients[client].images)
+
+    def dense(self, server: ServerState, upload: Upload, length: int) -> int:
+        """Bytes that an upload of `length` would have had unpruned: itself, or the global model in its place."""
+        if is_whole(upload.mask):
+            return length
+        return len(exchange.pack(jax.device_get(server.model), None, upload.scalars, None, self.dtype))
 
     def uploads(
         self, server: ServerState, uploads: Upload, states: Sequence[ClientState], clients: Sequence[int]
     ) -> Collected:
         """Those of all participants, from stacked ones; `states` are theirs before the round."""
         found = [
-            self.upload(upload, state)
-            for upload, state in zip(unstack(uploads, len(clients)), states, strict=True)
+            self.upload(upload, state, client)
+            for upload, state, client in zip(unstack(uploads, len(clients)), states, clients, strict=True)
         ]
         lengths, reasons = [length for _, length, _ in found], [reason for *_, reason in found]
 
         def dense(place: int) -> int:
-            """Itself, or the present global model in its place."""
             upload, length, _ = found[place]
-            if is_whole(upload.mask):
-                return length
-            return len(exchange.pack(jax.device_get(server.model), None, upload.scalars, None, self.dtype))
+            return self.dense(server, upload, length)
 
         together = stack_uploads([upload for upload, *_ in found], clients, [not reason for reason in reasons])
         return Collected(together, lengths, reasons, dense)
@@ -128,22 +149,27 @@ class Direct(NamedTuple):
         self, server: ServerState, uploads: Upload, states: Sequence[ClientState], clients: Sequence[int]
     ) -> Collected:
         """As `Encoded.uploads`; the stacked arrays stay where they are."""
-        told = jax.device_get(_told_of_rows(uploads))
-        together = Uploads(uploads.model, uploads.mask, uploads.scalars, np.array(clients, np.int32), told.finite)
-        return Collected(together, *measured(server, told))
+        told = measured(self.engine, server, jax.device_get(_told_of_rows(uploads)), clients)
+        accepted = np.array([not reason for reason in told.reasons])
+        together = Uploads(uploads.model, uploads.mask, uploads.scalars, np.array(clients, np.int32), accepted)
+        return Collected(together, *told)
 
 
 _told_of_rows = jax.jit(jax.vmap(told_of))
 
 
-def measured(server: ServerState, told: Told) -> tuple[list[int], list[str], Callable[[int], int]]:
-    """Lengths, reasons and dense length, as in `Collected`, of K uploads nobody encodes, of which this is told."""
+def measured(
+    engine: Engine, server: ServerState, told: Told, clients: Sequence[int]
+) -> Measured:
+    """Of uploads of `clients` nobody encodes, of which this is told."""
     entries, scalars = parameter_count(server.model), len(told.scalars)
     whole = _plain_bytes(entries, scalars=scalars)
     lengths = [whole] * len(told.finite)
     if told.kept is not None:
         lengths = [_plain_bytes(entries, int(kept), scalars) for kept in told.kept]
-    return lengths, ["" if good else NOT_FINITE for good in told.finite], lambda place: whole
+    rows = zip(told.finite, unstack(told.scalars, len(clients)), clients, strict=True)
+    reasons = [upload_fault(bool(good), row, engine.task.clients[client].images) for good, row, client in rows]
+    return Measured(lengths, reasons, lambda place: whole)
 
 
 _kept = jax.jit(count_true)

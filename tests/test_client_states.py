@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fedklpr_jax.client_states import ClientStates, Shelf
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import ClientState
+from fedklpr_jax.trees import unstack
 
 pytestmark = pytest.mark.short
 
@@ -95,3 +96,9 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "clients").write_text("a file in the way")
     with pytest.raises(InputError, match="clients: a client's state cannot be written"):
         ClientStates(2, (state(0),), shelf=Shelf(tmp_path / "clients")).after(0, {1: state(5)})
+
+
+def test_a_kept_state_does_not_hold_those_of_its_round():
+    rows = unstack({"w": np.zeros((20, 3), np.float32)}, 20)
+    states = ClientStates(20, (ClientState(rows[0], None, ()),)).after(0, {4: ClientState(rows[4], None, ())})
+    assert rows[4]["w"].base is not None and states[4].local["w"].base is None

@@ -49,6 +49,13 @@ def test_weight_decay_is_l2_in_the_gradient():
 
 def test_the_backbone_is_slow_but_not_its_embedding_block():
     np.testing.assert_allclose(steps(backbone=0.1), [-0.04, -0.4, 0.4], rtol=1e-6)
+    options = {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    params = {"trunk": {name: {"scale": jnp.ones(1)} for name in ("bn1", "embedding_bn", "layer1_0")}}
+    optimizer = make_optimizer(ml_collections.ConfigDict(options | {"backbone": 0.25}))
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert {name: float(of["scale"][0]) for name, of in updates["trunk"].items()} == {
+        "bn1": -0.25, "embedding_bn": -1.0, "layer1_0": -0.25,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

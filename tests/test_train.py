@@ -136,12 +136,12 @@ def test_the_server_gets_what_the_wire_delivers():
     values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     upload = Upload({"params": {"kernel": values}}, None, {"images": np.float32(3)})
     wire = transport.make_transport(federation.engine, federation.config.wire)
-    decoded, length, reason = wire.upload(upload, state.clients[0])
+    decoded, length, reason = wire.upload(upload, state.clients[2], 2)
     np.testing.assert_array_equal(decoded.model["params"]["kernel"], np.asarray(jnp.bfloat16(values), np.float32))
     assert reason == "" and 0.3 < length / values.nbytes < 0.55
     # Finite, but not in the form in which it has to travel.
     huge = upload._replace(model={"params": {"kernel": np.full((2, 2), np.finfo(np.float32).max)}})
-    assert "too large for bfloat16" in wire.upload(huge, state.clients[0])[2]
+    assert "too large for bfloat16" in wire.upload(huge, state.clients[2], 2)[2]
 
 
 def test_only_participants_train():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedklpr_jax import client_maps, simulation, transport
+from fedklpr_jax import client_maps, refusals, simulation
 from fedklpr_jax import round as rounds
 from fedklpr_jax.assembly import Federation
 from fedklpr_jax.federated import Method, average, send_all, send_global
@@ -106,7 +106,7 @@ def test_a_direct_upload_that_is_not_finite_is_refused(aggregate):
 
     state, events = two_rounds(Method("spoilt", finish=spoil, aggregate=aggregate), wire__encode=False)
     assert [event["refused"] for event in events] == [
-        [{"client": "client 1", "reason": transport.NOT_FINITE}]
+        [{"client": "client 1", "reason": refusals.NOT_FINITE}]
     ] * 2
     # Each round half of the way to the mean of the other two, weighted 1 to 3.
     np.testing.assert_allclose(state.server.model["params"]["trunk"]["kernel"], np.array([3.25, 1.125]) * 0.75)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -44,6 +44,32 @@ class Site:
     query: Images
     gallery: Images
     refused: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Away:
+    """A client whose pictures lie on another machine: all that is known of them here.
+
+    Attributes:
+      name: the client.
+      sizes: whole numbers by name, as the `sizes` of its task tells them there.
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+
+
+Clients = Sequence[Site | Away]
+
+
+def here(sites: Clients) -> list[Site]:
+    """The clients whose pictures are on this machine."""
+    return [site for site in sites if isinstance(site, Site)]
+
+
+def pixels_here(sites: Clients, height: int, width: int) -> np.ndarray:
+    """The training pictures that are on this machine, client after client: uint8 [n, height, width, 3]."""
+    return np.concatenate([np.zeros((0, height, width, 3), np.uint8), *(site.train.pixels for site in here(sites))])
 
 
 def pooled(sites: Sequence[Site], name: str) -> Site:

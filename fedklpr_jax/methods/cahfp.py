@@ -10,7 +10,7 @@ formulas are ours. With g the mean gradient and h the diagonal of the empirical 
 In its first round (and, with `refresh`, every so many of its rounds) a client downloads the whole model, scores it, and
 chooses; from then on only its submodel travels, both ways. Until it has chosen it is tested with the first n channels.
 Statistics of batch norm are of the channels that a client has: averaged over clients with others they suit nobody
-(docs/classification.md), so that in classification they stay.
+(docs/classification.md), so that in classification they stay. Group norm (`model.norm`) has none.
 The server brings what a client did not train back as one of
 
     coverage    nothing: W[j] <- sum_k n_k W_k[j] / sum_k n_k over those that hold j; the old value where nobody does

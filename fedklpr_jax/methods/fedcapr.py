@@ -43,4 +43,11 @@ def make(weight: float) -> Method:
         model = context.mean(uploads.model, uploads.mask, weights, server.model)
         return server._replace(model=model, round=server.round + 1), {"weight": weights, "cdw": moved}
 
-    return Method("fedcapr", is_local=is_classifier, penalty=penalty, finish=finish, aggregate=aggregate)
+    return Method(
+        "fedcapr",
+        is_local=is_classifier,
+        penalty=penalty,
+        finish=finish,
+        aggregate=aggregate,
+        tells=("images", "cdw"),
+    )

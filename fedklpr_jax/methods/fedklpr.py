@@ -142,5 +142,6 @@ def make(*, kll: Any, klaw: Any, praw: Any, klpwa: Any, sas: Any, prune: Any, cr
         finish=finish,
         aggregate=aggregate,
         personalise=personalise,
+        tells=("images", "klaw"),
         needs_score=True,
     )

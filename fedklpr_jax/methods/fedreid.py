@@ -172,7 +172,8 @@ def make(reid: Any, edges: Sequence[int] = ()) -> Method:
     def own_model(models: PyTree, client: jax.Array) -> Message:
         return Message(jax.tree.map(lambda leaf: leaf[client], models), None)
 
-    method = Method("fedreid", is_local=is_classifier, finish=finish, aggregate=one_model)
+    tells = ("images", "cdw") if reid.cdw else ("images",)
+    method = Method("fedreid", is_local=is_classifier, finish=finish, aggregate=one_model, tells=tells)
     if reid.cluster:
         return dataclasses.replace(
             method,

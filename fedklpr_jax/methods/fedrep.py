@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import jax
 
-from fedklpr_jax import aggregation
-from fedklpr_jax.federated import Method, ServerContext, ServerState, Uploads
+from fedklpr_jax.federated import Method, average_equally
 from fedklpr_jax.methods.fedper import named
 
 
@@ -28,11 +27,4 @@ def make(layers: str, head_epochs: int) -> Method:
     def trains(path: str, epoch: jax.Array) -> jax.Array:
         return (epoch < head_epochs) == is_head(path)
 
-    def aggregate(
-        server: ServerState, uploads: Uploads, context: ServerContext
-    ) -> tuple[ServerState, dict[str, jax.Array]]:
-        weights = aggregation.equal_weights(uploads.accepted)
-        model = context.mean(uploads.model, uploads.mask, weights, server.model)
-        return server._replace(model=model, round=server.round + 1), {"weight": weights}
-
-    return Method("fedrep", is_local=is_head, trains=trains, aggregate=aggregate)
+    return Method("fedrep", is_local=is_head, trains=trains, aggregate=average_equally)

@@ -7,8 +7,8 @@ ICLR 2021, algorithm 1. A client of capacity p trains W[: p d_out, : p d_in] of 
 
 Of their other parts:
 
-* *Scaler* (a layer's output divided by p while training, then batch norm) is left out: batch norm divides it away
-  again, up to its epsilon. The CNN has no batch norm, and there it is missing.
+* *Scaler* (a layer's output divided by p while training, then batch norm) is left out: a norm divides it away again,
+  up to its epsilon. The CNN has no norms, and there it is missing.
 * *Static batch norm* (no running statistics; after training the server asks all clients for them) becomes running
   statistics, so that a model can be tested at any round. With `batch_stats` among the local layers each client keeps
   its own; else they travel and are averaged like weights, over the clients that hold them, which suits no submodel.

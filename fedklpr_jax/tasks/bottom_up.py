@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from fedklpr_jax import bottom_up, contrast, proxies
-from fedklpr_jax.data.site import Site
+from fedklpr_jax.data.site import Clients, Site
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import ClientData, Epoch, Task
 from fedklpr_jax.models.spec import ModelSpec
@@ -106,7 +106,7 @@ def step_sizes(options: Any) -> Callable[[int, int], float]:
 
 
 def make_task(
-    sites: Sequence[Site],
+    sites: Clients,
     spec: ModelSpec,
     config: Any,
     *,
@@ -116,7 +116,8 @@ def make_task(
     """FedUReID's task over `sites`, one client each; labels are always made on the host.
 
     Args:
-      sites: the clients' pictures; training reads pixels alone.
+      sites: the clients' pictures, of which training reads pixels alone, or of clients on other machines their
+        `unsupervised.sizes`.
       spec: the network.
       config: the run's configuration (`bottom_up`, `data`, `optimizer`, `eval`, `seed`, `rounds` are read).
       trunk: the network's variables to start from; None = random ones.
@@ -128,9 +129,10 @@ def make_task(
     options = config.bottom_up
     people = parse_identities(options.identities, [site.name for site in sites])
     merges = [
-        merges_a_round(len(site.train), number, share=options.merge, rounds=config.rounds)
+        merges_a_round(len(site.train) if isinstance(site, Site) else site.sizes["pictures"], number,
+                       share=options.merge, rounds=config.rounds)
         for site, number in zip(sites, people, strict=True)
-    ]
+    ]  # fmt: skip
     once = config.copy_and_resolve_references()
     once.data.copies = "1"
     # The same pictures, held-out pictures, embeddings, scores and tests; what is made of them is another.

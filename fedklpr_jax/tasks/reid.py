@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedklpr_jax.data import augment as augmentation
-from fedklpr_jax.data.site import Images, Site
+from fedklpr_jax.data.site import Away, Clients, Images, Site
 from fedklpr_jax.evaluation.features import Evaluation, evaluate_features
 from fedklpr_jax.federated import Public
 from fedklpr_jax.models.spec import ModelSpec
@@ -23,13 +23,13 @@ EMBED_BATCH = 64
 
 class Exam(NamedTuple):
     """A test: the `site` whose query is ranked against its gallery, and the number of the client whose model ranks;
-    None = the server's, on a site that no client trains on."""
+    None = the server's, on a site that no client trains on. A site elsewhere is tested there."""
 
-    site: Site
+    site: Site | Away
     client: int | None
 
 
-def exams_of(sites: Sequence[Site], exams: Sequence[Exam] | None) -> list[Exam]:
+def exams_of(sites: Clients, exams: Sequence[Exam] | None) -> list[Exam]:
     """The given tests, or one on each client's own site."""
     return [Exam(site, client) for client, site in enumerate(sites)] if exams is None else list(exams)
 
@@ -137,6 +137,7 @@ def evaluating(exams: Sequence[Exam], spec: ModelSpec, options: Any) -> Callable
 
     def evaluate(variables: PyTree, test: int) -> Evaluation:
         site = exams[test].site
+        assert isinstance(site, Site), f"{site.name} is tested where its pictures are"
         return evaluate_features(
             embed_images(variables, site.query),
             embed_images(variables, site.gallery),

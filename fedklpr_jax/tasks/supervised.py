@@ -7,7 +7,7 @@ identities are held out of training for the validation score, a retrieval mAP; t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from fedklpr_jax import losses
 from fedklpr_jax.data import augment as augmentation
 from fedklpr_jax.data.plans import identity_plan
-from fedklpr_jax.data.site import Site
+from fedklpr_jax.data.site import Clients, Site, here, pixels_here
 from fedklpr_jax.data.validation import hold_out_identities, same_camera_counts
 from fedklpr_jax.evaluation.validation import retrieval_map
 from fedklpr_jax.federated import ClientData, Examined, Task
@@ -50,8 +50,27 @@ class ReIDData(NamedTuple):
     same_camera: Any
 
 
+def sizes(site: Site, seed: int) -> dict[str, int]:
+    """What the others' shapes depend on: the `classes` a client trains, and how many rows it has for training and for
+    validation, `images` and `held`; `seed` is the run's.
+
+    Raises:
+      InputError: too few identities to train and to validate on.
+    """
+    held = _held(site, seed)
+    return {
+        "images": int((~held).sum()),
+        "classes": len(np.unique(site.train.ids[~held])),
+        "held": int(held.sum()),
+    }
+
+
+def _held(site: Site, seed: int) -> np.ndarray:
+    return hold_out_identities(site.train.ids, site.train.cams, seed=seed, client=site.name)
+
+
 def make_task(
-    sites: Sequence[Site],
+    sites: Clients,
     spec: ModelSpec,
     config: Any,
     *,
@@ -62,7 +81,7 @@ def make_task(
     """Supervised re-ID over `sites`, one client each.
 
     Args:
-      sites: the clients' pictures.
+      sites: the clients' pictures, or of clients on other machines their `sizes`.
       spec: the network.
       config: the run's configuration (`data`, `task`, `optimizer`, `eval`, `seed`, `rounds` are read).
       union: one classifier over all clients' identities (FedAvg), else one a client, padded to the widest.
@@ -73,11 +92,12 @@ def make_task(
       InputError: a client has too few identities to train and to validate on.
     """
     tests = reid.exams_of(sites, exams)
-    held = [hold_out_identities(s.train.ids, s.train.cams, seed=config.seed, client=s.name) for s in sites]
-    arrays, classes = _arrays(sites, held, union)
-    clients = _clients(sites, held, classes, union, config.seed)
-    widest = sum(classes) if union else max(classes)
+    known = [sizes(site, config.seed) if isinstance(site, Site) else site.sizes for site in sites]
+    classes = [of["classes"] for of in known]
     height, width = config.data.height, config.data.width
+    arrays = _arrays(sites, classes, union, config.seed, pixels_here(sites, height, width))
+    clients = _clients(sites, known, union, config.seed)
+    widest = sum(classes) if union else max(classes)
     options = config.task
 
     def init(key: jax.Array) -> PyTree:
@@ -121,10 +141,12 @@ def make_task(
         return score(arrays, variables, client)
 
     # Labels of one client's own rows, for the sampler: rows of the plan are global.
-    spans = np.cumsum([0, *(len(site.train) for site in sites)])
+    spans = _spans(sites)
 
     def plan(seed: int, round_: int, client: int, epochs: int) -> np.ndarray:
         first, last = spans[client], spans[client + 1]
+        if first == last:
+            return np.zeros((epochs, 0, options.people * options.shots), np.int32)
         rows = [
             identity_plan(
                 arrays.labels[first:last], people=options.people, shots=options.shots, key=(seed, round_, client, epoch)
@@ -153,43 +175,45 @@ def make_task(
     )
 
 
-def _arrays(sites: Sequence[Site], held: Sequence[np.ndarray], union: bool) -> tuple[Arrays, list[int]]:
-    """All training images in one place with class labels from 0 a client (or over the union), and classes a client."""
-    labels: list[np.ndarray] = []
-    classes: list[int] = []
-    for site, validation in zip(sites, held, strict=True):
-        own, label = np.unique(site.train.ids[~validation], return_inverse=True)
-        row_labels = np.full(len(site.train), -1, np.int32)
-        row_labels[~validation] = label + (sum(classes) if union else 0)
-        labels.append(row_labels)
-        classes.append(len(own))
-    arrays = Arrays(
-        np.concatenate([np.asarray(site.train.pixels) for site in sites]),
-        np.concatenate([site.train.ids for site in sites]).astype(np.int32),
-        np.concatenate([site.train.cams for site in sites]).astype(np.int32),
+def _spans(sites: Clients) -> np.ndarray:
+    """Where each client's rows begin, and the end of the last: int64 [K + 1]; of a client elsewhere none are here."""
+    return np.cumsum([0, *(len(site.train) if isinstance(site, Site) else 0 for site in sites)])
+
+
+def _arrays(sites: Clients, classes: Sequence[int], union: bool, seed: int, pixels: np.ndarray) -> Arrays:
+    """All training images of this machine in one place, with class labels from 0 a client (or over the union)."""
+    labels = [np.zeros(0, np.int32)]
+    for index, site in enumerate(sites):
+        if isinstance(site, Site):
+            held = _held(site, seed)
+            label = np.unique(site.train.ids[~held], return_inverse=True)[1]
+            row_labels = np.full(len(site.train), -1, np.int32)
+            row_labels[~held] = label + (sum(classes[:index]) if union else 0)
+            labels.append(row_labels)
+    trains = [site.train for site in here(sites)]
+    empty = np.zeros(0, np.int32)
+    return Arrays(
+        pixels,
+        np.concatenate([empty, *(train.ids for train in trains)]).astype(np.int32),
+        np.concatenate([empty, *(train.cams for train in trains)]).astype(np.int32),
         np.concatenate(labels),
     )
-    return arrays, classes
 
 
-def _clients(
-    sites: Sequence[Site], held: Sequence[np.ndarray], classes: Sequence[int], union: bool, seed: int
-) -> tuple[ClientData, ...]:
-    widest = max(int(validation.sum()) for validation in held)
+def _clients(sites: Clients, known: Sequence[Mapping[str, int]], union: bool, seed: int) -> tuple[ClientData, ...]:
+    widest = max(of["held"] for of in known)
     widest += -widest % reid.EMBED_BATCH
-    clients, first = [], 0
-    for index, (site, validation) in enumerate(zip(sites, held, strict=True)):
-        training = first + np.flatnonzero(~validation)
-        own = first + np.flatnonzero(validation)
-        rows = np.zeros(widest, np.int32)
-        rows[: len(own)] = own
+    classes = [of["classes"] for of in known]
+    clients = []
+    for index, (site, first) in enumerate(zip(sites, _spans(sites), strict=False)):
+        rows, probe, alike = np.zeros(widest, np.int32), np.zeros(reid.PROBE, np.int32), False
+        if isinstance(site, Site):
+            held = _held(site, seed)
+            rows[: held.sum()] = first + np.flatnonzero(held)
+            probe = reid.probe_rows(first + np.flatnonzero(~held), (seed, index))
+            alike = same_camera_counts(site.train.ids[held], site.train.cams[held])
         data = ReIDData(
-            np.int32(sum(classes) if union else classes[index]),
-            rows,
-            np.int32(len(own)),
-            np.bool_(same_camera_counts(site.train.ids[validation], site.train.cams[validation])),
+            np.int32(sum(classes) if union else classes[index]), rows, np.int32(known[index]["held"]), np.bool_(alike)
         )
-        probe = reid.probe_rows(training, (seed, index))
-        clients.append(ClientData(np.int32(index), np.float32(len(training)), probe, data))
-        first += len(site.train)
+        clients.append(ClientData(np.int32(index), np.float32(known[index]["images"]), probe, data))
     return tuple(clients)

@@ -15,7 +15,7 @@ Identities are read by `describe`, `validate` and `evaluate` alone, for the repo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ import numpy as np
 
 from fedklpr_jax import clustering, clustering_traced, contrast, proxies
 from fedklpr_jax.data import augment as augmentation
-from fedklpr_jax.data.site import Images, Site
+from fedklpr_jax.data.site import Clients, Site, pixels_here
 from fedklpr_jax.data.validation import hold_out_images, same_camera_counts
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.validation import retrieval_map
@@ -79,8 +79,28 @@ def parse_copies(text: str, names: Sequence[str]) -> list[int]:
     return [pairs.get(name, others) for name in names]
 
 
+def sizes(site: Site, seed: int) -> dict[str, int]:
+    """What the others' shapes depend on: how many `pictures` a client has, of how many `cameras`, how many of them are
+    `held` out, and how many the validation score reads, `validation`; `seed` is the run's.
+
+    Raises:
+      InputError: too few pictures to train and to validate on.
+    """
+    held = _held(site, seed)
+    return {
+        "pictures": len(held),
+        "cameras": len(np.unique(site.train.cams)),
+        "held": int(held.sum()),
+        "validation": len(_validation_rows(held, (seed, 0))),
+    }
+
+
+def _held(site: Site, seed: int) -> np.ndarray:
+    return hold_out_images(len(site.train), seed=seed, client=site.name)
+
+
 def make_task(
-    sites: Sequence[Site],
+    sites: Clients,
     spec: ModelSpec,
     config: Any,
     *,
@@ -90,7 +110,8 @@ def make_task(
     """Unsupervised re-ID over `sites`, one client each.
 
     Args:
-      sites: the clients' pictures; training reads pixels and cameras.
+      sites: the clients' pictures, of which training reads pixels and cameras, or of clients on other machines their
+        `sizes`.
       spec: the network.
       config: the run's configuration (`data`, `task`, `cluster`, `contrast`, `optimizer`, `last`, `eval`, `seed`,
         `rounds` are read).
@@ -102,15 +123,16 @@ def make_task(
     """
     tests = reid.exams_of(sites, exams)
     copies = parse_copies(config.data.copies, [site.name for site in sites])
-    held = [hold_out_images(len(site.train), seed=config.seed, client=site.name) for site in sites]
-    arrays = _arrays(sites, copies)
-    clients = _clients(sites, copies, held, config.seed)
+    known = [sizes(site, config.seed) if isinstance(site, Site) else site.sizes for site in sites]
+    arrays = _arrays(sites, copies, pixels_here(sites, config.data.height, config.data.width))
+    clients = _clients(sites, known, copies, config.seed)
     widest_points = len(clients[0].task.cameras)
-    widest_pictures = reid.padded(max(len(site.train) for site in sites))
-    cameras = 1 + max(int(data.task.cameras.max()) for data in clients)
+    widest_pictures = reid.padded(max(of["pictures"] for of in known))
+    cameras = max(of["cameras"] for of in known)
     cluster, options = config.cluster, config.contrast
     dbscan = {"k1": cluster.k1, "k2": cluster.k2, "eps": cluster.eps, "min_samples": cluster.min_samples}
     batch = config.task.people * config.task.shots
+    trains = {client: site.train for client, site in enumerate(sites) if isinstance(site, Site)}
 
     def init(key: jax.Array) -> PyTree:
         start = spec.init(key, config.data.height, config.data.width) if trunk is None else trunk
@@ -190,14 +212,14 @@ def make_task(
     true_map = jax.jit(validation_map)
 
     def validate(variables: PyTree, client: int) -> float:
-        data, train = clients[client], sites[client].train
+        data, train = clients[client], trains[client]
         ids = np.resize(train.ids, widest_points).astype(np.int32)
         rows = data.task.validation[: int(data.task.validations)]
         alike = same_camera_counts(train.ids[rows], train.cams[rows])
         return float(true_map(arrays, variables, data, ids, alike))
 
     def describe(labels: np.ndarray, client: int) -> dict[str, list[Any]]:
-        data, train = clients[client].task, sites[client].train
+        data, train = clients[client].task, trains[client]
         used = ~data.held[: len(train)]
         rows = [pseudo_label_quality(epoch[: len(train)][used], train.ids[used]) for epoch in labels]
         return {key: [row[key] for row in rows] for key in rows[0]}
@@ -259,39 +281,45 @@ def pseudo_label_quality(clusters: np.ndarray, ids: np.ndarray) -> dict[str, Any
     }
 
 
-def _arrays(sites: Sequence[Site], copies: Sequence[int]) -> Arrays:
-    counts = [len(site.train) for site in sites]
+def _arrays(sites: Clients, copies: Sequence[int], pixels: np.ndarray) -> Arrays:
+    counts = [len(site.train) if isinstance(site, Site) else 0 for site in sites]
     firsts = np.cumsum([0, *counts])
     picture = [first + np.tile(np.arange(n), c) for first, n, c in zip(firsts[:-1], counts, copies, strict=True)]
-    pixels = np.concatenate([np.asarray(site.train.pixels) for site in sites])
     return Arrays(pixels, np.concatenate(picture).astype(np.int32))
 
 
 def _clients(
-    sites: Sequence[Site], copies: Sequence[int], held: Sequence[np.ndarray], seed: int
+    sites: Clients, known: Sequence[Mapping[str, int]], copies: Sequence[int], seed: int
 ) -> tuple[ClientData, ...]:
-    points = [len(site.train) * count for site, count in zip(sites, copies, strict=True)]
-    firsts, widest = np.cumsum([0, *points]), max(points)
-    chosen = [_validation_rows(out, (seed, index)) for index, out in enumerate(held)]
-    most = reid.padded(max(map(len, chosen)))
-    clients = []
-    for index, (site, out, rows) in enumerate(zip(sites, held, chosen, strict=True)):
-        images: Images = site.train
-        codes = np.unique(images.cams, return_inverse=True)[1]
+    points = [of["pictures"] * count for of, count in zip(known, copies, strict=True)]
+    widest = max(points)
+    most = reid.padded(max(of["validation"] for of in known))
+    clients, first = [], 0
+    for index, (site, of) in enumerate(zip(sites, known, strict=True)):
+        held: np.ndarray = np.zeros(1, bool)
+        codes: np.ndarray = np.zeros(1, np.int64)
+        rows: np.ndarray = np.zeros(0, np.int64)
+        probe: np.ndarray = np.zeros(reid.PROBE, np.int32)
+        if isinstance(site, Site):
+            held = _held(site, seed)
+            codes = np.unique(site.train.cams, return_inverse=True)[1]
+            rows = _validation_rows(held, (seed, index))
+            training = first + np.flatnonzero(~np.resize(held, points[index]))
+            probe = reid.probe_rows(training, (seed, index))
         data = SiteData(
-            np.int32(firsts[index]),
-            np.int32(len(images)),
+            np.int32(first),
+            np.int32(of["pictures"]),
             np.int32(points[index]),
             # Going round repeats the pictures copy by copy, as `Arrays.picture` does; what is behind takes no part.
             np.resize(codes, widest).astype(np.int32),
-            np.resize(out, widest) | (np.arange(widest) >= points[index]),
+            np.resize(held, widest) | (np.arange(widest) >= points[index]),
             np.pad(rows, (0, most - len(rows))).astype(np.int32),
-            np.int32(out.sum()),
-            np.int32(len(rows)),
+            np.int32(of["held"]),
+            np.int32(of["validation"]),
         )
-        training = firsts[index] + np.flatnonzero(~np.resize(out, points[index]))
-        probe = reid.probe_rows(training, (seed, index))
-        clients.append(ClientData(np.int32(index), np.float32(len(training)), probe, data))
+        trained = (of["pictures"] - of["held"]) * copies[index]
+        clients.append(ClientData(np.int32(index), np.float32(trained), probe, data))
+        first += points[index] if isinstance(site, Site) else 0
     return tuple(clients)
 
 
