@@ -2,6 +2,7 @@
 # make run          trains the default federation; flags go into ARGS="--config.rounds=2"
 # make federation   a SuperLink and three SuperNodes of Flower on this machine train three drawn sites for a few rounds
 # make test         ruff, mypy, then every test and doctest
+# make test-federation  the tests that start a federation of processes with Flower and kill some of them: minutes of waiting
 # make lint         ruff and mypy alone
 # make bench        every benchmark, as Markdown tables, on a machine with nothing else to do; TORCH=PYTHON and
 #                   FEDJAX=PYTHON name the Pythons of the peers, DATA=DIR holds Fashion-MNIST, REID=DIR the real sites;
@@ -20,7 +21,7 @@ REID ?= ../shared/data
 INPUTS := setup.cfg requirements.txt pyproject.toml
 PYTEST := -m pytest -q -n 2 --doctest-modules fedklpr_jax tests
 
-.PHONY: venv run federation test lint bench test-newest newest-python
+.PHONY: venv run federation test test-federation lint bench test-newest newest-python
 .DELETE_ON_ERROR:
 
 venv: .venv/installed
@@ -77,7 +78,10 @@ bench: venv
 	  $(if $(TORCH),--python $(TORCH)); else echo "$(REID): not here; give REID=DIR"; fi
 
 test: lint
-	JAX_PLATFORMS=cpu .venv/bin/python $(PYTEST)
+	JAX_PLATFORMS=cpu .venv/bin/python $(PYTEST) -m 'not processes'
+
+test-federation: venv
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -m processes tests
 
 test-newest: .venv-newest/installed
 	@.venv-newest/bin/python -c 'import jax, sys; print("Python", sys.version.split()[0], "with JAX", jax.__version__)'

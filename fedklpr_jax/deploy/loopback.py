@@ -114,13 +114,22 @@ class Counter:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                try:
-                    far = socket.create_connection((HOST, self._target))
-                except OSError:
+                threading.Thread(target=self._join, args=(near,), daemon=True).start()
+
+    def _join(self, near: socket.socket) -> None:
+        """Connects to the target, which may be starting again: a line cut while they greet each other ends a node."""
+        ends = time.monotonic() + 30
+        while True:
+            try:
+                far = socket.create_connection((HOST, self._target))
+                break
+            except OSError:
+                if time.monotonic() > ends:
                     near.close()
-                    continue
-                threading.Thread(target=self._pass_on, args=(near, far, "up"), daemon=True).start()
-                threading.Thread(target=self._pass_on, args=(far, near, "down"), daemon=True).start()
+                    return
+                time.sleep(0.2)
+        threading.Thread(target=self._pass_on, args=(near, far, "up"), daemon=True).start()
+        self._pass_on(far, near, "down")
 
     def _pass_on(self, source: socket.socket, target: socket.socket, way: str) -> None:
         with contextlib.suppress(OSError):
@@ -179,6 +188,12 @@ class Loopback:
             self.folder / f"{key or name}.key", "--node-config", " ".join(f'{k}="{v}"' for k, v in told.items()),
             "--host", HOST, "--port", free_port(),
         )  # fmt: skip
+
+    def revive(self) -> None:
+        """Starts those SuperNodes again that have ended, as a service manager does."""
+        for name, process in self.nodes.items():
+            if process.poll() is not None:
+                self.start_node(name)
 
     def run(self, config: str, flags: Sequence[str]) -> subprocess.Popen[str]:
         """Starts the run and gives the process that shows what its server says."""

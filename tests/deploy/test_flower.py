@@ -9,6 +9,7 @@ import pytest
 
 from fedklpr_jax.deploy import loopback
 
+pytestmark = pytest.mark.processes
 pytest.importorskip("flwr", reason="Flower is not installed; pip install 'fedklpr_jax[flower]'")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +24,7 @@ class Run:
     """A run whose server is listened to."""
 
     def __init__(self, net, out, *flags):
-        self.out, self.said = out, []
+        self.said: list[str] = []
         self._process = net.run(str(ROOT / "experiments" / "fedklpr.py"), [*FLAGS, f"--config.out={out}", *flags])
 
     def until(self, words, seconds=240):
@@ -58,7 +59,7 @@ def wait_for(ready, seconds=240):
 def test_a_federation_outlives_its_faults(tmp_path):
     """A site comes late, one is killed and comes back, the server is killed and goes on, a stranger is refused."""
     out = tmp_path / "out"
-    wanted = ("--config.rounds=5", "--config.deploy.least=2", "--config.deploy.wait=30", "--config.deploy.deadline=40")
+    wanted = ("--config.rounds=5", "--config.deploy.least=2", "--config.deploy.wait=60", "--config.deploy.deadline=90")
     with loopback.loopback(tmp_path / "net") as net:
         for name in ("c0", "c1", "c2"):
             net.register(name)
@@ -78,6 +79,9 @@ def test_a_federation_outlives_its_faults(tmp_path):
         run.close()
         done = len(rounds_in(out))
         net.start_link()
+        # A SuperNode whose line is cut while it greets the SuperLink ends.
+        time.sleep(5)
+        net.revive()
         again = Run(net, out, *wanted)
         again.until("continuing after round")
         again.until("checkpoints")
