@@ -56,8 +56,7 @@ class Parts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Federation:
-    """What does not change during a run; `exams`, `notes`, `lines` and `dealt` as in `Parts`, with a line of
-    what a private run will have spent."""
+    """What does not change during a run; `exams`, `notes`, `lines` and `dealt` as in `Parts`."""
 
     config: ml_collections.ConfigDict
     exams: Sequence[Site]
@@ -208,7 +207,9 @@ def make_federation(
     parts = hosts.agreed(lambda: build(config, console))
     hosts.check_same("data", (parts.task.arrays, parts.task.clients))
     together = participation_count(len(parts.task.clients), config.participation)
-    return assembled(config, parts, together=together, noise_key=noise_key)
+    spent = privacy_spent(config, len(parts.task.clients))
+    lines = (*parts.lines, *([privacy_note(spent)] if spent else []))
+    return assembled(config, parts._replace(lines=lines), together=together, noise_key=noise_key)
 
 
 def assembled(
@@ -219,7 +220,6 @@ def assembled(
     key = noise_key or privacy.seeded(config.seed)
     participants = participation_count(clients, config.participation)
     method = privacy.protected(parts.method, config.privacy, clients=clients, participants=participants, key=key)
-    spent = privacy_spent(config, clients)
     engine = make_engine(
         parts.task,
         method,
@@ -231,8 +231,7 @@ def assembled(
         narrow=parts.narrow,
         merge=make_merge(config.merge.name, config.merge.trim),
     )
-    lines = (*parts.lines, *([privacy_note(spent)] if spent else []))
-    return Federation(config, parts.exams, engine, parts.notes, lines, parts.dealt)
+    return Federation(config, parts.exams, engine, parts.notes, parts.lines, parts.dealt)
 
 
 def _narrow(

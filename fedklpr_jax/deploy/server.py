@@ -209,7 +209,8 @@ def _away(names: Sequence[str], sizes: Mapping[str, Mapping[str, int]]) -> list[
 
 def _with_late(federation: Federation, console: Console, names: Sequence[str], register: Register) -> Federation:
     """The same federation, which also knows how many images the sites have that came late."""
-    if not register.late:
+    # Where a data set is dealt the server knows everybody's share.
+    if not register.late or federation.config.task.name == "classification":
         return federation
     known = reid_parts(federation.config, console, _away(names, {**register.sizes, **register.late})).task.clients
     task = federation.task
