@@ -99,7 +99,7 @@ def test_a_federation_outlives_its_faults(tmp_path):
     # All three in the last round.
     assert all(row["bytes_up"] for row in events[-1]["clients"].values())
     assert "SuperNode ID" not in stranger
-    # A download to a site that was dead by then went to the SuperLink alone; TLS, HTTP and Flower's own messages come on
+    # A download to a site that was dead by then stayed at the SuperLink; TLS, HTTP and Flower's own messages come on
     # top of all others.
     unread = sum(events[round_]["clients"][client]["bytes_down"] for client, round_ in reasons)
     assert passed > summary["bytes"]["total"] + summary["bytes"]["examinations"] - unread
