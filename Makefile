@@ -2,7 +2,8 @@
 # make run          trains the default federation; flags go into ARGS="--config.rounds=2"
 # make federation   a SuperLink and three SuperNodes of Flower on this machine train three drawn sites for a few rounds
 # make test         ruff, mypy, then every test and doctest
-# make test-federation  the tests that start a federation of processes with Flower and kill some of them: minutes of waiting
+# make test-processes  the tests that start whole programs and kill some of them (Flower, the main job): minutes of
+#                   waiting
 # make lint         ruff and mypy alone
 # make bench        every benchmark, as Markdown tables, on a machine with nothing else to do; TORCH=PYTHON and
 #                   FEDJAX=PYTHON name the Pythons of the peers, DATA=DIR holds Fashion-MNIST, REID=DIR the real sites;
@@ -21,7 +22,7 @@ REID ?= ../shared/data
 INPUTS := setup.cfg requirements.txt pyproject.toml
 PYTEST := -m pytest -q -n 2 --doctest-modules fedklpr_jax tests
 
-.PHONY: venv run federation test test-federation lint bench test-newest newest-python
+.PHONY: venv run federation test test-processes lint bench test-newest newest-python
 .DELETE_ON_ERROR:
 
 venv: .venv/installed
@@ -80,7 +81,7 @@ bench: venv
 test: lint
 	JAX_PLATFORMS=cpu .venv/bin/python $(PYTEST) -m 'not processes'
 
-test-federation: venv
+test-processes: venv
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -m processes tests
 
 test-newest: .venv-newest/installed

@@ -221,8 +221,9 @@ FIELDS: dict[str, Field] = {
     "method.capacity.min_channels": Field(8, "CA-HFP, HeteroFL: channels that a layer keeps at least", *at_least(1)),
     "method.capacity.form": Field("compact", "clients train networks of their own size, or the whole one under masks: "
                                   "the same numbers up to rounding", *one_of("compact", "masked")),
-    "method.capacity.local": Field(ByTask("classifier,batch_stats", "batch_stats"), "CA-HFP, HeteroFL: what stays at "
-                                   "the client: classifiers, and the statistics, which differ with the channels [C]",
+    "method.capacity.local": Field(ByTask("classifier,batch_stats", "batch_stats", "batch_stats"), "CA-HFP, HeteroFL: "
+                                   "what stays at the client: in supervised re-ID the classifier, and always the "
+                                   "statistics, which differ with the channels [C]",
                                    "some of classifier,bnneck,batch_stats, or nothing",
                                    lambda v: {n.strip() for n in v.split(",")} <= {"", "classifier", "bnneck",
                                                                                    "batch_stats"}),

@@ -18,6 +18,8 @@ from benchmarks import killtest
 from fedklpr_jax import checkpoint
 from tests.test_cli import ROUNDS, TINY
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> list[str]:

@@ -9,12 +9,8 @@ on in a later round from the state of the last upload that was accepted.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -28,16 +24,17 @@ from fedklpr_jax.client_states import ClientStates
 from fedklpr_jax.console import Console
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.data.site import Away
+from fedklpr_jax.deploy.answers import add_results, entry_of, number, one_line
 from fedklpr_jax.deploy.messages import Asked, Letter, Silence, asked
+from fedklpr_jax.deploy.register import Register
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import ClientState, Method, ServerState, Task, Upload
-from fedklpr_jax.metrics import as_json, write_json
-from fedklpr_jax.pruning import DECISIONS, density
+from fedklpr_jax.metrics import as_json
+from fedklpr_jax.pruning import density
 from fedklpr_jax.round import stack_uploads, start
 from fedklpr_jax.simulation import (
     Examination,
     Played,
-    Reported,
     RunState,
     Split,
     epochs_of,
@@ -48,9 +45,6 @@ from fedklpr_jax.simulation import (
 from fedklpr_jax.train import Course, follow, keep_programs, prepare_directory
 from fedklpr_jax.transport import Encoded
 from fedklpr_jax.trees import PyTree
-
-# Letters of a site's reason that are shown.
-_SHOWN = 300
 
 
 class Fleet(Protocol):
@@ -64,38 +58,6 @@ class Fleet(Protocol):
 
     def post(self, kind: str, letters: Mapping[str, Letter], seconds: float) -> Mapping[str, Letter | Silence]:
         """Sends each site its order, of one kind, and waits for so long at most; what came, by name."""
-
-
-@dataclasses.dataclass
-class Register:
-    """What a run knows of its sites, kept in `sites.json` of its directory: the `run`'s own number, the `sizes` of the
-    sites that enrolled before its first round, on which all agree, and of those that came `late`."""
-
-    path: Path
-    run: str
-    sizes: dict[str, dict[str, int]]
-    late: dict[str, dict[str, int]]
-
-    @classmethod
-    def of(cls, directory: Path) -> Register:
-        """That of the run in `directory`, or a new one.
-
-        Raises:
-          InputError: there is one that cannot be read.
-        """
-        path = directory / "sites.json"
-        if not path.exists():
-            return cls(path, secrets.token_hex(16), {}, {})
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            sizes, late = ({name: dict(of) for name, of in found[key].items()} for key in ("sizes", "late"))
-            return cls(path, str(found["run"]), sizes, late)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: no readable list of sites; put it back, or give --config.out=OTHER") from error
-
-    def save(self) -> None:
-        """Writes `sites.json`."""
-        write_json(self.path, {"run": self.run, "sizes": self.sizes, "late": self.late})
 
 
 def site_names(config: ml_collections.ConfigDict) -> list[str]:
@@ -297,7 +259,7 @@ def _course(
 
         played = Played(
             after=[ClientState((), upload.mask, np.int32(round_ + 1), ()) for upload in uploads],
-            entries=[_entry(answer.answer.get("entry")) for answer in found],
+            entries=[entry_of(answer.answer.get("entry")) for answer in found],
             down=_sent(packed, replies),
             up=[len(answer.payload) or None for answer in found],
             reasons=[reason for _, reason in read],
@@ -322,10 +284,10 @@ def _course(
         for name, record, reply in zip(names, held, replies, strict=True):
             answer = asked(reply)
             if answer.fault:
-                console.line(f"{name}: not examined: {_line(answer.fault)}")
+                console.line(f"{name}: not examined: {one_line(answer.fault)}")
             size = answer.answer.get("density")
-            found.densities.append(_number(size, 1.0 if record.mask is None else float(density(record.mask))))
-            _add_results(found, name, answer.answer)
+            found.densities.append(number(size, 1.0 if record.mask is None else float(density(record.mask))))
+            add_results(found, name, answer.answer)
         if not any(found.results.values()):
             raise InputError("no site answered; start their SuperNodes and go on with the same command")
         return found
@@ -377,46 +339,8 @@ def _upload(
     """The upload of an answer, and why it is refused."""
     if not answer.payload:
         nothing_to_send = not jax.tree.leaves(like.model)
-        return like, _line(answer.fault) or ("" if nothing_to_send else "an answer without an upload")
+        return like, one_line(answer.fault) or ("" if nothing_to_send else "an answer without an upload")
     upload, reason = transport.received(answer.payload, like, record, client)
     if not reason and (upload.mask is None) != (like.mask is None):
         upload, reason = like, "an upload without its mask" if upload.mask is None else "a mask nobody asked for"
-    return upload, _line(first_of(answer.fault, reason))
-
-
-def _line(text: str) -> str:
-    """What a site tells as one line of a reasonable length."""
-    return " ".join(text.split())[:_SHOWN]
-
-
-def _number(value: Any, other: float) -> float:
-    """`value` if it is a finite number, else `other`."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else other
-
-
-def _entry(told: Any) -> dict[str, Any]:
-    """What a site tells of its round, as far as it is of a kind that the log has: numbers, lists of them, and the
-    decision."""
-
-    def good(value: Any) -> bool:
-        return value is None or not math.isnan(_number(value, math.nan))
-
-    def known(value: Any) -> bool:
-        return all(map(good, value)) if isinstance(value, list) else good(value) or value in DECISIONS
-
-    entries = told.items() if isinstance(told, dict) else ()
-    return {key: value for key, value in entries if known(value)}
-
-
-def _add_results(found: Examination, name: str, answer: Mapping[str, Any]) -> None:
-    """Adds a site's results to an examination."""
-    results, validation = answer.get("results"), answer.get("validation")
-    for stage, tests in found.results.items():
-        told = results.get(stage, {}).get(name) if isinstance(results, dict) else None
-        if isinstance(told, dict):
-            metrics = {str(key): _number(value, math.nan) for key, value in told.items()}
-            tests[name] = Reported({key: value for key, value in metrics.items() if not math.isnan(value)})
-    score = validation.get(name) if isinstance(validation, dict) else None
-    if "validation" in found.stages and score is not None:
-        found.validation[name] = _number(score, 0.0)
+    return upload, one_line(first_of(answer.fault, reason))
