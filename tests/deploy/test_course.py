@@ -23,6 +23,8 @@ def small(method, out, **more):
     config = settings.default_config()
     config.method.name, config.task.name, config.model.arch = method, "classification", "cnn"
     config.data.count, config.data.least, config.out = 3, 20, str(out)
+    # Few pictures to train on: what is looked at is what goes between the machines.
+    config.data.test = 0.8
     config.rounds, config.epochs, config.eval.every, config.participation = 2, 1, 100, 1.0
     config.deploy.wait, config.deploy.deadline = 1, 5
     config.update_from_flattened_dict({path.replace("__", "."): value for path, value in more.items()})
