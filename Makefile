@@ -57,7 +57,7 @@ run: venv
 	.venv/bin/python experiments/run.py --config=experiments/fedklpr.py $(ARGS)
 
 federation: venv
-	.venv/bin/python -m fedklpr_jax.deploy.loopback --config=experiments/fedklpr.py --config.task.name=supervised \
+	.venv/bin/python -m fedklpr_jax.deploy.loopback --config=experiments/fedklpr.py \
 	  --config.data.clients=station,arena,harbour --config.rounds=3 --config.eval.every=3 \
 	  --config.out=runs/federation $(ARGS)
 

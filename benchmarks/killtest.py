@@ -23,13 +23,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks._common import ROOT, machine, print_header, print_row
@@ -130,7 +129,8 @@ def differences(one: Path, other: Path) -> list[str]:
     steps = [checkpoint.latest(run / "checkpoints") for run in (one, other)]
     if steps[0] is None or steps[0] != steps[1]:
         return [f"last checkpoint {steps[0]} and {steps[1]}"]
-    (state, meta), (state_, meta_) = (_last(run, steps[0]) for run in (one, other))
+    state, state_ = (checkpoint.leaves(run / "checkpoints", steps[0]) for run in (one, other))
+    meta, meta_ = (checkpoint.metas(run / "checkpoints")[steps[0]] for run in (one, other))
     found = [path for path in state.keys() | state_.keys() if not _same(state.get(path), state_.get(path))]
     if _timeless(meta) != _timeless(meta_):
         found.append("what the checkpoint says beside its leaves")
@@ -141,15 +141,6 @@ def differences(one: Path, other: Path) -> list[str]:
     if _timeless(read_metrics(one / "metrics.jsonl")) != _timeless(read_metrics(other / "metrics.jsonl")):
         found.append("metrics.jsonl")
     return found
-
-
-def _last(directory: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Every leaf of a checkpoint by its path, and what stands beside them."""
-    folder = directory / "checkpoints"
-    leaves = json.loads((folder / f"step-{step:08d}.json").read_text())["leaves"]
-    # In the order of the file, which a plain dictionary would lose.
-    template = OrderedDict((path, jax.ShapeDtypeStruct(shape, np.dtype(dtype))) for path, dtype, shape in leaves)
-    return checkpoint.restore(folder, step, template)
 
 
 def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:

@@ -3,13 +3,15 @@
     python -m benchmarks.privacy --data DIR
 
 DIR holds an .npz of images and labels, such as Fashion-MNIST; without it drawn shapes are dealt. The accuracy is that
-of the server's model after the last round, on the test images of all clients. Model, partition and participants are
-the same at every level.
+of the server's model after the last round, on the test images of all clients: mean and standard deviation over the
+seeds, each with its own model, partition and participants, which are the same at every level.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,13 +29,14 @@ from fedklpr_jax.tasks import classification
 from fedklpr_jax.tasks.classification import Share
 
 
-def make_config(options: argparse.Namespace, clip: float, noise: float) -> Any:
-    """The run's settings at one level."""
+def make_config(options: argparse.Namespace, seed: int, clip: float, noise: float) -> Any:
+    """The settings of a run at one level."""
     config = default_config()
     config.method.name, config.task.name = "fedavg", "classification"
     if options.data:
         config.data.source, config.data.root = "folder", options.data
     config.data.count, config.data.validation, config.participation = options.clients, 0.0, options.share
+    config.seed = config.data.seed = seed
     config.rounds, config.epochs, config.devices = options.rounds, 1, 1
     config.optimizer.name, config.optimizer.learning_rate = "sgd", options.rate
     config.wire.encode = False
@@ -73,23 +76,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clip", type=float, default=0.3)
     parser.add_argument("--noises", default="0,0.5,1,2", help="comma-separated multiples of the clip")
     parser.add_argument("--delta", type=float, default=1e-4)
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
     options = parser.parse_args(arguments)
     together = max(1, round(options.share * options.clients))
 
     print(f"{machine()}; {together} of {options.clients} clients a round, {options.rounds} rounds, clip "
-          f"{options.clip:g}, delta {options.delta:g}\n", flush=True)  # fmt: skip
+          f"{options.clip:g}, delta {options.delta:g}, seeds {options.seeds}\n", flush=True)  # fmt: skip
     print_header("noise", "epsilon", "accuracy %", "updates longer than the clip %")
     levels = [(0.0, 0.0), *((options.clip, float(noise)) for noise in options.noises.split(","))]
     for clip, noise in levels:
-        config = make_config(options, clip, noise)
-        federation = make_federation(config, Console())
-        model, lengths = trained(federation)
-        spent = privacy_spent(config, options.clients)
+        accuracies, longer = [], []
+        for seed in map(int, options.seeds.split(",")):
+            federation = make_federation(make_config(options, seed, clip, noise), Console(sys.stderr))
+            model, lengths = trained(federation)
+            accuracies.append(accuracy(federation, model))
+            longer.append(float(np.mean(np.array(lengths) > clip)) if lengths else math.nan)
+        spent = privacy_spent(make_config(options, 0, clip, noise), options.clients)
         print_row(
             f"{noise:g}" if spent else "not private",
             show(spent["epsilon"] if spent else None),
-            show(accuracy(federation, model), 100),
-            show(float(np.mean(np.array(lengths) > clip)) if lengths else None, 100),
+            f"{show(float(np.mean(accuracies)), 100)} ± {show(float(np.std(accuracies)), 100)}",
+            show(float(np.mean(longer)), 100) if spent else "-",
         )
 
 

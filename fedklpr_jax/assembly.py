@@ -186,13 +186,11 @@ def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:
     )
 
 
-def make_federation(
-    config: ml_collections.ConfigDict, console: Console, noise_key: privacy.Key | None = None
-) -> Federation:
+def make_federation(config: ml_collections.ConfigDict, console: Console) -> Federation:
     """Reads the data and builds task, method and engine for a valid, resolved configuration.
 
     Where the run starts from weights trained on synthetic sites and there are none yet, they are trained now, which
-    `console` shows. `noise_key` is where a private run's noise comes from; None = the run's seed.
+    `console` shows.
 
     Raises:
       InputError: bad settings or data.
@@ -209,13 +207,14 @@ def make_federation(
     together = participation_count(len(parts.task.clients), config.participation)
     spent = privacy_spent(config, len(parts.task.clients))
     lines = (*parts.lines, *([privacy_note(spent)] if spent else []))
-    return assembled(config, parts._replace(lines=lines), together=together, noise_key=noise_key)
+    return assembled(config, parts._replace(lines=lines), together=together)
 
 
 def assembled(
     config: ml_collections.ConfigDict, parts: Parts, *, together: int, noise_key: privacy.Key | None = None
 ) -> Federation:
-    """The federation of `parts`; `together` clients are trained at once, and `noise_key` is as above."""
+    """The federation of `parts`; `together` clients are trained at once, and a private run's noise comes from
+    `noise_key`; None = from the run's seed."""
     clients = len(parts.task.clients)
     key = noise_key or privacy.seeded(config.seed)
     participants = participation_count(clients, config.participation)

@@ -146,20 +146,52 @@ def restore(directory: Path, step: int, template: PyTree) -> tuple[PyTree, dict[
       InputError: there is no such checkpoint, it is damaged, or it holds another structure than the template.
     """
     directory = Path(directory).absolute()
+    record = _known_record(directory, step)
+    _, specs = _flatten(template)
+    _check_same(_name(directory, step), record["leaves"], specs)
+    buffer = _verified(directory, step, record)
+    return jax.tree.unflatten(jax.tree.structure(template), _from_bytes(buffer, specs)), record["meta"]
+
+
+def leaves(directory: Path, step: int) -> dict[str, np.ndarray]:
+    """Every leaf of a checkpoint by its path, such as `server/model/params/head/kernel`, in the order of the file.
+
+    Args:
+      directory: as given to `save`.
+      step: as returned by `latest`.
+
+    Raises:
+      InputError: there is no such checkpoint, or it is damaged.
+    """
+    directory = Path(directory).absolute()
+    record = _known_record(directory, step)
+    values = _from_bytes(_verified(directory, step, record), record["leaves"])
+    return {path: value for (path, *_), value in zip(record["leaves"], values, strict=True)}
+
+
+def _name(directory: Path, step: int) -> str:
+    return f"{directory}: checkpoint {step}"
+
+
+def _known_record(directory: Path, step: int) -> dict[str, Any]:
+    """The record of a complete checkpoint; raises InputError where there is none."""
     record = _read_record(directory, step)
     if record is None:
         there = ", ".join(map(str, _complete(directory))) or "none"
         raise InputError(f"{directory}: no complete checkpoint of step {step}; complete ones: {there}")
-    name = f"{directory}: checkpoint {step}"
-    _, specs = _flatten(template)
-    _check_same(name, record["leaves"], specs)
+    return record
+
+
+def _verified(directory: Path, step: int, record: dict[str, Any]) -> np.ndarray:
+    """The bytes of all leaves; raises InputError where they are not those that were saved."""
+    name = _name(directory, step)
     try:
         buffer = _read_buffer(directory / record["data"])
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{name} cannot be read ({_reason(error)}); {_advice(directory, step)}") from error
     if zlib.crc32(buffer.data) != record["crc32"]:
         raise InputError(f"{name} is damaged (its checksum does not match); {_advice(directory, step)}")
-    return jax.tree.unflatten(jax.tree.structure(template), _from_bytes(buffer, specs)), record["meta"]
+    return buffer
 
 
 def _flatten(tree: PyTree) -> tuple[list[Any], list[list[Any]]]:

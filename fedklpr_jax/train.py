@@ -45,13 +45,18 @@ def fingerprint(config: ml_collections.ConfigDict) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
+def directory_of(config: ml_collections.ConfigDict) -> Path:
+    """Where the results of a run go."""
+    return Path(config.out or Path("runs") / (config.name or config.method.name))
+
+
 def prepare_directory(config: ml_collections.ConfigDict, command: str) -> Path:
     """The run's directory with its `config.json`; refuses one that holds a finished or another run.
 
     Raises:
       InputError: what is in the way, and what to type instead.
     """
-    directory = Path(config.out or Path("runs") / (config.name or config.method.name))
+    directory = directory_of(config)
     known = directory / "config.json"
     if (directory / "report.html").exists():
         raise InputError(

@@ -158,9 +158,7 @@ class Direct(NamedTuple):
 _told_of_rows = jax.jit(jax.vmap(told_of))
 
 
-def measured(
-    engine: Engine, server: ServerState, told: Told, clients: Sequence[int]
-) -> Measured:
+def measured(engine: Engine, server: ServerState, told: Told, clients: Sequence[int]) -> Measured:
     """Of uploads of `clients` nobody encodes, of which this is told."""
     entries, scalars = parameter_count(server.model), len(told.scalars)
     whole = _plain_bytes(entries, scalars=scalars)

@@ -80,6 +80,12 @@ def test_comes_back_bitwise_with_its_meta(tmp_path: Path) -> None:
     restored, restored_meta = checkpoint.restore(tmp_path / "made" / "here", 7, template)
     assert_bitwise_equal(restored, state)
     assert restored_meta == meta
+    by_path = checkpoint.leaves(tmp_path / "made" / "here", 7)
+    assert_bitwise_equal(list(by_path.values()), jax.tree.leaves(state))
+    assert list(by_path) == [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]
+    ]
     assert all(leaf.flags.aligned and leaf.flags.writeable for leaf in jax.tree.leaves(restored))
 
 
@@ -212,6 +218,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
     line = error_line(lambda: checkpoint.restore(tmp_path, 2, state))
+    assert line == error_line(lambda: checkpoint.leaves(tmp_path, 2))
     assert "checkpoint 2 is damaged" in line and "continue from 1" in line
 
 

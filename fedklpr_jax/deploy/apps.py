@@ -23,6 +23,7 @@ from fedklpr_jax.cli import parse
 from fedklpr_jax.console import Console
 from fedklpr_jax.deploy import server as server_side
 from fedklpr_jax.deploy import site
+from fedklpr_jax.deploy.answers import counts, one_line
 from fedklpr_jax.deploy.messages import Asked, Letter, Silence, asked
 from fedklpr_jax.errors import InputError
 
@@ -66,8 +67,10 @@ class FlowerFleet:
     more than what it says.
     """
 
-    def __init__(self, grid: Grid, enrol: Letter, names: Sequence[str], console: Console) -> None:
-        self._grid, self._enrol, self._names, self._console = grid, enrol, names, console
+    def __init__(
+        self, grid: Grid, enrol: Letter, names: Sequence[str], sizes: frozenset[str], console: Console
+    ) -> None:
+        self._grid, self._enrol, self._names, self._told, self._console = grid, enrol, names, sizes, console
         self._node_of: dict[str, int] = {}
         self._sizes: dict[str, dict[str, int]] = {}
         # Of nodes that were asked to enrol: the message, and when.
@@ -95,26 +98,26 @@ class FlowerFleet:
 
     def _take_in(self, node: int, nodes: Mapping[int, str], told: Asked) -> None:
         """Takes a node in as the site it says it is, or refuses it."""
-        name, sizes = told.answer.get("name"), told.answer.get("sizes")
+        name, sizes = told.answer.get("name"), counts(told.answer.get("sizes"))
         reason = told.fault or self._objection(nodes.get(node, ""), name, sizes)
         if reason:
             self._refused.add(node)
             who = nodes.get(node) or "without a name"
-            self._console.line(f"refused node {node} ({who}): {' '.join(reason.split())}")
+            self._console.line(f"refused node {node} ({who}): {one_line(reason)}")
         elif self._node_of.get(str(name), node) in {*nodes} - {node}:
             # The one before may only not be missed yet; this one is asked again later.
             self._asked[node] = ("", time.monotonic())
         else:
             self._node_of[str(name)], self._sizes[str(name)] = node, dict(sizes or {})
 
-    def _objection(self, registered: str, name: Any, sizes: Any) -> str:
+    def _objection(self, registered: str, name: Any, sizes: Mapping[str, int] | None) -> str:
         """Why a node is not the site that it says it is; "" = it is."""
         if name not in self._names:
             return f"calls itself {str(name)[:80]!r}, no client of this run; there are {', '.join(self._names)}"
         if registered and name != registered:
             return f"calls itself {name!r} but is registered as {registered!r}"
-        if not isinstance(sizes, dict) or not all(map(_is_count, sizes.values())):
-            return "tells no sizes of its pictures"
+        if sizes is None or sizes.keys() != self._told:
+            return "tells other sizes of its pictures than this version's; use the same at server and site"
         if sizes != self._sizes.get(name, sizes):
             return f"has other pictures than {name!r} had when it enrolled; give it those, or start another run"
         return ""
@@ -149,13 +152,9 @@ class FlowerFleet:
         return (numbers[0] or "") if numbers else ""
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
-
-
 def _opened(reply: Message) -> Letter | Silence:
     if reply.has_error():
-        return Silence(f"the site failed: {' '.join(str(reply.error.reason).split())[:200]}", sent=True)
+        return Silence(f"the site failed: {one_line(str(reply.error.reason))}", sent=True)
     try:
         return as_letter(reply.content)
     except InputError as error:
@@ -185,7 +184,7 @@ def serve(grid: Grid, context: Context) -> None:
         config,
         console,
         f'flwr run --run-config "{said}"',
-        lambda enrol, names: FlowerFleet(grid, enrol, names, console),
+        lambda enrol, names, sizes: FlowerFleet(grid, enrol, names, sizes, console),
     )
 
 

@@ -2,8 +2,9 @@
 
     python -m fedklpr_jax.deploy.loopback --config=experiments/fedklpr.py --config.data.clients=plaza,arena,harbour
 
-Makes certificates and keys in a folder of its own, starts everything, runs the federation to its end, shows what the
-server says, and stops everything it started. What it does by hand on several machines is docs/deploy.md.
+Makes certificates and keys, starts everything, runs the federation to its end, shows what the server says, and stops
+everything it started. The sites keep their states in `sites` in the run's directory. How the same is done by hand on
+several machines says docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import importlib.util
-import ipaddress
 import os
+import re
 import shlex
 import signal
 import socket
@@ -25,14 +25,21 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import ml_collections
+import psutil
+
+from fedklpr_jax import config as settings
 from fedklpr_jax.cli import parse
-from fedklpr_jax.config import resolved
+from fedklpr_jax.deploy.certificates import HOST, make_certificates, make_node_key
 from fedklpr_jax.deploy.server import site_names
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.train import directory_of
 
 APP = Path(__file__).parent / "app"
-HOST = "127.0.0.1"
+# How Flower shows the line of a server that ended over a person's mistake.
+_MISTAKE = re.compile(r"(\x1b\[\d+m)?ERROR\s*(\x1b\[0m)?\s*:\s+error: ")
 
 
 def free_port() -> int:
@@ -40,61 +47,6 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind((HOST, 0))
         return int(found.getsockname()[1])
-
-
-def make_certificates(folder: Path) -> None:
-    """Writes `ca.pem`, and `server.pem` and `server.key` for loopback signed by it: valid a week."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    now = datetime.datetime.now(datetime.UTC)
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedklpr_jax loopback CA")])
-    authority, own = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
-
-    def certificate(subject: x509.Name, key: ec.EllipticCurvePrivateKey, is_authority: bool) -> bytes:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=7))
-            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-        )
-        if not is_authority:
-            names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST))]
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(authority, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    (folder / "ca.pem").write_bytes(certificate(issuer, authority, True))
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    (folder / "server.pem").write_bytes(certificate(subject, own, False))
-    private = own.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    _write_secret(folder / "server.key", private)
-
-
-def make_node_key(folder: Path, name: str) -> None:
-    """Writes `NAME.key` and `NAME.pub`, with which a node proves who it is."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    _write_secret(folder / f"{name}.key", private)
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    (folder / f"{name}.pub").write_bytes(public)
-
-
-def _write_secret(path: Path, data: bytes) -> None:
-    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
 
 
 class Counter:
@@ -152,12 +104,14 @@ class Loopback:
     """One SuperLink on loopback and the SuperNodes that were started for it; `loopback` makes one.
 
     Attributes:
-      folder: certificates, keys, logs, and a folder of each site.
+      folder: certificates, keys, logs and Flower's memory.
+      sites: a folder of each site, with its states.
       port: where the SuperLink listens.
       counter: what passes between it and the SuperNodes.
     """
 
     folder: Path
+    sites: Path
     port: int
     counter: Counter
     environment: Mapping[str, str]
@@ -181,7 +135,7 @@ class Loopback:
 
     def start_node(self, name: str, *, key: str = "", **config: str) -> None:
         """Starts the SuperNode of a site; `key` is the name of the key it shows, its own if empty."""
-        told = {"name": name, "folder": self.folder / "sites" / name, **config}
+        told = {"name": name, "folder": self.sites / name, **config}
         self.nodes[name] = self._start(
             f"node-{name}", "flower-supernode", "--root-certificates", self.folder / "ca.pem",
             "--superlink", f"{HOST}:{self.counter.port}", "--auth-supernode-private-key",
@@ -215,24 +169,27 @@ class Loopback:
             raise RuntimeError(f"{shlex.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout
 
-    def stop(self, process: subprocess.Popen[bytes] | None, number: int = signal.SIGTERM) -> None:
-        """Ends a process and all it started."""
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    def stop(self, *processes: subprocess.Popen[bytes] | None, number: int = signal.SIGTERM) -> None:
+        """Sends processes a signal and kills what is left of them and of all that they started, sessions of their own
+        too."""
+        here = [process for process in processes if process and process.poll() is None]
+        trees: list[psutil.Process] = []
+        for process in here:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # Looked up before the signal: what a dead process had started can no longer be found.
+                trees += [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for each in trees:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
+        for each in psutil.wait_procs(trees, 20)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        for process in here:
+            process.wait()
 
     def close(self) -> None:
         """Stops everything."""
-        for process in [*self.nodes.values(), self.link]:
-            self.stop(process)
+        self.stop(*self.nodes.values(), self.link)
         self.counter.close()
 
     def log(self, name: str) -> str:
@@ -260,8 +217,13 @@ class Loopback:
 
 
 @contextlib.contextmanager
-def loopback(folder: Path) -> Iterator[Loopback]:
-    """A running SuperLink with its certificates in `folder`; everything started is stopped in the end."""
+def loopback(folder: Path, sites: Path) -> Iterator[Loopback]:
+    """A running SuperLink; everything started is stopped in the end.
+
+    Args:
+      folder: for certificates, keys and logs; absolute, as Flower's programs take it.
+      sites: for the states of the sites; absolute.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     make_certificates(folder)
     port, home = free_port(), folder / "flower"
@@ -274,7 +236,7 @@ def loopback(folder: Path) -> Iterator[Loopback]:
     paths = {"PATH": Path(sys.executable).parent, "PYTHONPATH": Path(__file__).parents[2]}
     found = {name: f"{first}{os.pathsep}{os.environ.get(name, '')}" for name, first in paths.items()}
     environment = {**os.environ, **found, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0"}
-    net = Loopback(folder, port, Counter(port), environment)
+    net = Loopback(folder, sites, port, Counter(port), environment)
     try:
         net.start_link()
         yield net
@@ -282,44 +244,90 @@ def loopback(folder: Path) -> Iterator[Loopback]:
         net.close()
 
 
+def federate(net: Loopback, config: ml_collections.ConfigDict, file: str, flags: Sequence[str]) -> int:
+    """Starts a SuperNode for every client, runs the federation to its end and shows what its server says.
+
+    Args:
+      net: with a running SuperLink.
+      config: the valid, resolved settings that `file` and `flags` amount to.
+      file: the configuration file.
+      flags: the other flags of `experiments/run.py`.
+
+    Returns:
+      The exit status: 0 done, 1 the run failed, 2 the server refused what it was given.
+    """
+    names = site_names(config)
+    root = {"root": str(Path(config.data.root).absolute())} if config.data.root else {}
+    for name in names:
+        net.register(name)
+        net.start_node(name, **root)
+    print(f"started {len(names)} SuperNodes: {', '.join(names)}", flush=True)
+    process, done = net.run(file, flags), False
+    assert process.stdout
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            # Flower shows the log of a run long after its end.
+            if _MISTAKE.match(line):
+                return 2
+            done |= line.startswith("wrote ") and line.rstrip().endswith("summary.json")
+            if done and line.rstrip().endswith("checkpoints"):
+                return 0
+    finally:
+        process.kill()
+    return 1
+
+
+@contextlib.contextmanager
+def _stopping_in_good_order() -> Iterator[None]:
+    """Makes the first Ctrl-C or SIGTERM a KeyboardInterrupt; a second must not cut the stopping short."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: Any) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 0 done, 1 the run failed, 2 bad input."""
+    """The command; returns the exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m fedklpr_jax.deploy.loopback", description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, help="where certificates, keys, logs and states go; default: deleted")
+    parser.add_argument("--folder", type=Path, help="where certificates, keys and logs go; default: deleted")
     own, flags = parser.parse_known_args(arguments)
     try:
         if importlib.util.find_spec("flwr") is None:
             raise InputError("Flower is not installed; type: pip install 'fedklpr_jax[flower]'")
-        names = site_names(resolved(parse(flags)))
-        config = next(flag.split("=", 1)[1] for flag in flags if flag.startswith("--config="))
+        config = parse(flags)
+        settings.validate(config)
+        config = settings.resolved(config)
+        site_names(config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    file = next(flag.split("=", 1)[1] for flag in flags if flag.startswith("--config="))
     rest = [flag for flag in flags if not flag.startswith("--config=")]
-    # A relative path would count from where the SuperLink's program happens to run.
-    with contextlib.ExitStack() as closing:
-        folder = own.folder or Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="fedklpr-loopback-")))
-        print("starting the SuperLink", flush=True)
-        net = closing.enter_context(loopback(folder.absolute()))
-        for name in names:
-            net.register(name)
-            net.start_node(name)
-        print(f"started {len(names)} SuperNodes: {', '.join(names)}", flush=True)
-        process = net.run(config, rest)
-        assert process.stdout
-        done = False
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            done |= line.startswith("wrote ") and line.rstrip().endswith("summary.json")
-            if done and line.startswith("wrote ") and line.rstrip().endswith("checkpoints"):
-                break
-            if line.startswith("error: "):
-                break
-        process.kill()
-        counter = net.counter
-        print(f"through the SuperNodes' connections, Flower and TLS included: {counter.down / 1e6:.1f} MB down, "
-              f"{counter.up / 1e6:.1f} MB up")
-        return 0 if done else 1
+    try:
+        with _stopping_in_good_order(), contextlib.ExitStack() as closing:
+            folder = own.folder or Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="fedklpr-loopback-")))
+            print("starting the SuperLink", flush=True)
+            # Beside the results, for the same command goes on from both.
+            sites = (directory_of(config) / "sites").absolute()
+            net = closing.enter_context(loopback(folder.absolute(), sites))
+            status = federate(net, config, file, rest)
+            if status == 0:
+                down, up = net.counter.down / 1e6, net.counter.up / 1e6
+                print(f"through the connections, Flower and TLS included: {down:.1f} MB down, {up:.1f} MB up")
+    except KeyboardInterrupt:
+        print("interrupted: everything is stopped; go on with the same command", flush=True)
+        return 130
+    return status
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What server and site say to each other: an order or an answer, a small JSON object, and beside it at most one payload
 of the wire format.
 
-An order has `kind`, one of `KINDS`; `run`, which run it is of; `settings`, all of them, as the server has them; the
-`names` of all clients; and the `sizes` that they agreed on. `train` and `examine` have more: `round`, rounds completed;
-`state`, that of the site to go on from: the rounds that were completed when it had it, 0 = its first. `train` has
-`epochs`, and `examine` its `stages`. An answer has `name`, and `fault`, why the order could not be followed or the
-payload must not be used; "" or nothing where all is well.
+An order has `kind`, `enrol`, `train` or `examine`, and `settings`, all of them, as the server has them. `train` and
+`examine` have more: `run`, which run it is of; the `names` of all clients; the `sizes` that they agreed on; `round`,
+rounds completed; `state`, that of the site to go on from: the rounds that were completed when it had it, 0 = its first.
+`train` has `epochs`, and `examine` its `stages`. An answer has `name`, and `fault`, why the order could not be followed
+or the payload must not be used; "" or nothing where all is well.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fedklpr_jax.errors import InputError
-
-KINDS = ("enrol", "train", "examine")
 
 # What an order or an answer may take; a thousand clients' names and sizes take a tenth.
 LONGEST = 1 << 22

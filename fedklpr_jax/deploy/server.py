@@ -27,6 +27,7 @@ from fedklpr_jax.data.site import Away
 from fedklpr_jax.deploy.answers import add_results, entry_of, number, one_line
 from fedklpr_jax.deploy.messages import Asked, Letter, Silence, asked
 from fedklpr_jax.deploy.register import Register
+from fedklpr_jax.deploy.site import sizes_told
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import ClientState, Method, ServerState, Task, Upload
 from fedklpr_jax.metrics import as_json
@@ -92,7 +93,7 @@ def run(
     config: ml_collections.ConfigDict,
     console: Console,
     command: str,
-    fleet_of: Callable[[Letter, Sequence[str]], Fleet],
+    fleet_of: Callable[[Letter, Sequence[str], frozenset[str]], Fleet],
 ) -> dict[str, Any]:
     """Runs, or goes on with, the run that `config` describes, with the sites of a fleet; returns what `summary.json`
     holds.
@@ -101,7 +102,7 @@ def run(
       config: as for the simulation; what concerns the clients' data is each site's own.
       console: what is shown.
       command: what to type to go on.
-      fleet_of: (the order to enrol, the names that may) -> the sites.
+      fleet_of: (the order to enrol, the names that may, the sizes that they have to tell) -> the sites.
 
     Raises:
       InputError: bad settings, data or directory, or too few sites.
@@ -113,7 +114,7 @@ def run(
     began = time.monotonic()
     directory = prepare_directory(config, command)
     register = Register.of(directory)
-    fleet = fleet_of(Letter(as_json(_order("enrol", config, names, register))), names)
+    fleet = fleet_of(Letter(as_json(_order("enrol", config, names, register))), names, sizes_told(config))
     _await_sites(config, console, fleet, names, register)
     federation = _federation(config, console, names, register)
     return follow(_course(config, console, fleet, names, register), federation, directory, console, began)
@@ -217,9 +218,7 @@ def _course(
             console.line(f"{name}: {barred.get(name, 'joins late')}")
         return _with_late(federation, console, names, register)
 
-    def send(
-        kind: str, letters: Mapping[str, Letter], clients: Sequence[int]
-    ) -> list[Letter | Silence]:
+    def send(kind: str, letters: Mapping[str, Letter], clients: Sequence[int]) -> list[Letter | Silence]:
         """The replies of some clients, in their order."""
         sent = {name: letter for name, letter in letters.items() if name not in barred}
         replies = fleet.post(kind, sent, config.deploy.deadline)
@@ -285,9 +284,10 @@ def _course(
             answer = asked(reply)
             if answer.fault:
                 console.line(f"{name}: not examined: {one_line(answer.fault)}")
-            size = answer.answer.get("density")
-            found.densities.append(number(size, 1.0 if record.mask is None else float(density(record.mask))))
-            add_results(found, name, answer.answer)
+            size = number(answer.answer.get("density"))
+            own = 1.0 if record.mask is None else float(density(record.mask))
+            found.densities.append(own if size is None else size)
+            add_results(found, name, answer.answer, config.task.name == "classification")
         if not any(found.results.values()):
             raise InputError("no site answered; start their SuperNodes and go on with the same command")
         return found

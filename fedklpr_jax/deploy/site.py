@@ -19,12 +19,12 @@ import ml_collections
 
 from fedklpr_jax import config as settings
 from fedklpr_jax import exchange
-from fedklpr_jax.assembly import Federation, Parts, assembled, classification_parts, load_sites, reid_parts
+from fedklpr_jax.assembly import Federation, assembled, classification_parts, load_sites, reid_parts
 from fedklpr_jax.client_maps import Common
 from fedklpr_jax.client_states import Shelf
 from fedklpr_jax.console import Console
 from fedklpr_jax.data.site import Away, Site
-from fedklpr_jax.deploy.messages import KINDS, Letter, read
+from fedklpr_jax.deploy.messages import Letter, read
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import ClientState, Message
 from fedklpr_jax.metrics import as_json
@@ -47,7 +47,7 @@ class Place:
     Attributes:
       name: the client it is.
       folder: where its state lies between rounds.
-      local: settings that are the site's own, whatever the server's say: where its data is, and what is kept where.
+      local: settings of `_OWN`: where its data is, and what is kept where; else they have their defaults.
     """
 
     name: str
@@ -59,8 +59,14 @@ class LostState(InputError):
     """The server wants the site to go on from a state that is not in its folder."""
 
 
-# What a site decides for itself.
-LOCAL = ("data.root", "data.cache", "compilation_cache")
+# What a site decides for itself, whatever the server's settings say.
+_OWN = ("data.root", "data.cache", "compilation_cache")
+# What an order of each kind has to have.
+_NEEDED = {
+    "enrol": ("settings",),
+    "train": ("settings", "run", "names", "sizes", "round", "state", "epochs"),
+    "examine": ("settings", "run", "names", "sizes", "round", "state", "stages"),
+}
 
 
 def own_config(order: Mapping[str, Any], place: Place) -> ml_collections.ConfigDict:
@@ -69,12 +75,12 @@ def own_config(order: Mapping[str, Any], place: Place) -> ml_collections.ConfigD
     Raises:
       InputError: settings that are unknown or wrong.
     """
-    given = order.get("settings")
-    if not isinstance(given, dict):
-        raise InputError("an order without settings; use the same version of the library at the server and the site")
     config = settings.default_config()
+    own = {path: settings.FIELDS[path].default for path in _OWN} | dict(place.local)
     try:
-        config.update_from_flattened_dict({**given, **place.local, "client_map": "loop", "devices": 1, "hosts": ""})
+        config.update_from_flattened_dict(
+            {**order["settings"], **own, "client_map": "loop", "devices": 1, "hosts": ""}
+        )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"the server's settings are not those of this library ({' '.join(str(error).split())[:200]}); use the same "
@@ -102,13 +108,20 @@ def sizes(config: ml_collections.ConfigDict, site: Site) -> dict[str, int]:
     return task.sizes(site, config.seed)
 
 
+def sizes_told(config: ml_collections.ConfigDict) -> frozenset[str]:
+    """The names of these sizes; a data set that is dealt is known to all, so that its clients tell none."""
+    if config.task.name == "classification":
+        return frozenset()
+    return frozenset((supervised if config.task.name == "supervised" else unsupervised).SIZES)
+
+
 def federation_at(order: Mapping[str, Any], place: Place, console: Console) -> Federation:
     """The federation as this site sees it: of the others it knows the sizes alone.
 
     Raises:
       InputError: an order for other clients, or bad settings or data.
     """
-    config, names = own_config(order, place), list(order["names"])
+    config, names = own_config(order, place), order["names"]
     if place.name not in names:
         raise InputError(f"{place.name!r} is no client of this run; there are {', '.join(names)}")
     if config.task.name == "classification":
@@ -117,8 +130,7 @@ def federation_at(order: Mapping[str, Any], place: Place, console: Console) -> F
     # Of one that was never heard of nothing is known; it only takes its place among the numbers.
     blank = dict.fromkeys(sizes(config, own), 0)
     sites = [own if name == place.name else Away(name, order["sizes"].get(name, blank)) for name in names]
-    parts: Parts = reid_parts(config, console, sites)
-    return assembled(config, parts, together=1)
+    return assembled(config, reid_parts(config, console, sites), together=1)
 
 
 class Follower:
@@ -136,8 +148,7 @@ class Follower:
         place = self._place
         try:
             order = read(letter)
-            if order.get("kind") not in KINDS:
-                raise InputError(f"an order of kind {order.get('kind')!r}; {', '.join(KINDS)} are known")
+            _check(order)
             if order["kind"] == "enrol":
                 return Letter(as_json(_enrol(order, place)))
             keep_programs(own_config(order, place))
@@ -146,9 +157,6 @@ class Follower:
         except (InputError, WireError) as error:
             lost = isinstance(error, LostState)
             return Letter(as_json({"name": place.name, "fault": str(error), "lost": lost}))
-        except KeyError as error:
-            fault = f"an order without {error}; use the same version of the library at the server and the site"
-            return Letter(as_json({"name": place.name, "fault": fault}))
 
     def _federation(self, order: Mapping[str, Any]) -> Federation:
         known = as_json([order[key] for key in ("settings", "names", "sizes")])
@@ -157,15 +165,29 @@ class Follower:
         return self._known[1]
 
 
+def _check(order: Mapping[str, Any]) -> None:
+    """Raises InputError for an order that is none of this version."""
+    kind = order.get("kind")
+    if kind not in _NEEDED:
+        raise InputError(f"an order of kind {kind!r}; {', '.join(_NEEDED)} are known")
+    missing = [key for key in _NEEDED[kind] if key not in order]
+    if missing:
+        raise InputError(f"an order without {missing[0]!r}; use the same version of the library at server and site")
+    kinds = {"settings": dict, "sizes": dict, "names": list, "stages": list, "run": str}
+    for key, value in order.items():
+        if not isinstance(value, kinds.get(key, str if key == "kind" else int)):
+            raise InputError(f"an order whose {key!r} is of another kind than this version's")
+
+
 def _enrol(order: Mapping[str, Any], place: Place) -> dict[str, Any]:
     config = own_config(order, place)
-    known = {} if config.task.name == "classification" else sizes(config, own_site(config, place.name))
+    known = sizes(config, own_site(config, place.name)) if sizes_told(config) else {}
     return {"name": place.name, "sizes": known}
 
 
 def _shelf(order: Mapping[str, Any], place: Place) -> Shelf:
     """Where this run's states of the site lie."""
-    run = str(order["run"])
+    run = order["run"]
     if not _RUN.fullmatch(run):
         raise InputError(f"an order of run {run[:80]!r}; a run has 8 to 64 hexadecimal digits")
     return Shelf(place.folder / run)
@@ -180,15 +202,15 @@ def _state(order: Mapping[str, Any], place: Place, federation: Federation, clien
     _, states = start(federation.task, federation.engine.method, federation.config.seed)
     if not order["state"]:
         return states[client]
-    shelf, name = _shelf(order, place), _file(client, int(order["state"]))
+    shelf, name = _shelf(order, place), _file(client, order["state"])
     if not (shelf.folder / name).exists():
-        raise LostState(f"{shelf.folder}: has no state after round {order['state']}; the site begins anew")
+        raise LostState(f"{place.name}: has no state after round {order['state']}; it begins anew")
     return shelf.get(name, states[client])
 
 
 def _keep(order: Mapping[str, Any], place: Place, client: int, state: ClientState, every: int) -> None:
     """Keeps the state after a round beside the one before it and those that a server may go back to."""
-    shelf, last = _shelf(order, place), int(order["round"]) + 1
+    shelf, last = _shelf(order, place), order["round"] + 1
     name = _file(client, last)
     shelf.put(name, state)
     # A power cut must not leave an empty file under the name.
@@ -196,7 +218,7 @@ def _keep(order: Mapping[str, Any], place: Place, client: int, state: ClientStat
         os.fsync(file.fileno())
     earlier = sorted((path.name for path in shelf.folder.glob(f"{client:08d}-*.npz")), reverse=True)
     older = [other for other in earlier if other < name]
-    shelf.sweep({name, _file(client, int(order["state"])), *older[: every + 1]})
+    shelf.sweep({name, _file(client, order["state"]), *older[: every + 1]})
 
 
 def _received(
@@ -212,7 +234,7 @@ def _received(
 
 def _train(order: Mapping[str, Any], payload: bytes, place: Place, federation: Federation) -> Letter:
     client, state, message = _received(order, payload, place, federation)
-    config, engine, round_, epochs = federation.config, federation.engine, int(order["round"]), int(order["epochs"])
+    config, engine, round_, epochs = federation.config, federation.engine, order["round"], order["epochs"]
     sent = Common(message) if engine.method.broadcasts else [message]
     inputs = round_inputs(engine, sent, [state], [client], seed=config.seed, round_=round_, epochs=epochs)
     update = engine.update(round_, rates(federation.task, round_, epochs), inputs)
@@ -231,7 +253,7 @@ def _examine(order: Mapping[str, Any], payload: bytes, place: Place, federation:
     client, state, message = _received(order, payload, place, federation)
     found = Examination.of(order["stages"])
     sent = Common(message) if federation.engine.method.broadcasts else [message]
-    examine_some(federation, int(order["round"]), [client], [state], Delivered(sent, [len(payload)]), 1, found)
+    examine_some(federation, order["round"], [client], [state], Delivered(sent, [len(payload)]), 1, found)
     results = {
         stage: {name: dict(result.metrics) for name, result in tests.items()} for stage, tests in found.results.items()
     }

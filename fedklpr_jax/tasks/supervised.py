@@ -50,6 +50,10 @@ class ReIDData(NamedTuple):
     same_camera: Any
 
 
+# What `sizes` tells.
+SIZES = ("images", "classes", "held")
+
+
 def sizes(site: Site, seed: int) -> dict[str, int]:
     """What the others' shapes depend on: the `classes` a client trains, and how many rows it has for training and for
     validation, `images` and `held`; `seed` is the run's.

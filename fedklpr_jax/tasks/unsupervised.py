@@ -79,6 +79,10 @@ def parse_copies(text: str, names: Sequence[str]) -> list[int]:
     return [pairs.get(name, others) for name in names]
 
 
+# What `sizes` tells.
+SIZES = ("pictures", "cameras", "held", "validation")
+
+
 def sizes(site: Site, seed: int) -> dict[str, int]:
     """What the others' shapes depend on: how many `pictures` a client has, of how many `cameras`, how many of them are
     `held` out, and how many the validation score reads, `validation`; `seed` is the run's.

@@ -35,7 +35,7 @@ def deployed(config, root, **options):
     """`(summary, fleet)` of a run whose sites are in folders of `root`."""
     fleets = []
 
-    def fleet_of(enrol, names):
+    def fleet_of(enrol, names, sizes):
         fleets.append(InProcess(enrol, names, root, **options))
         return fleets[0]
 
@@ -45,9 +45,7 @@ def deployed(config, root, **options):
 def leaves(directory):
     """Every leaf of the newest checkpoint of a run, by its path."""
     folder = directory / "checkpoints"
-    record = checkpoint._read_record(folder, checkpoint.latest(folder))
-    values = checkpoint._from_bytes(checkpoint._read_buffer(folder / record["data"]), record["leaves"])
-    return {path: value for (path, *_), value in zip(record["leaves"], values, strict=True)}
+    return checkpoint.leaves(folder, checkpoint.latest(folder))
 
 
 def rounds_of(directory):
@@ -175,6 +173,28 @@ def test_a_site_that_fails_is_refused_named_and_comes_back(tmp_path):
     assert summary["clients"].keys() == {"c0", "c1", "c2"}
 
 
+def test_a_site_that_tells_anything_spoils_nothing_but_its_own_rows(tmp_path):
+    """Beside a payload that is as it should be, c1 tells what no site of ours does."""
+    tales = [
+        {"entry": {"loss": 10**400, "seconds": [1], "decision": ["accepted"]}, "results": 3, "density": "high"},
+        {"entry": "all is well", "results": {"before": {"c1": {"accuracy": 2}}}, "density": None, "validation": [1]},
+        {"entry": {"loss": {}}, "results": {"before": {"c1": {"accuracy": "best", "images": 0}}}, "validation": {}},
+    ]  # fmt: skip
+
+    def post(name, kind, number, order, follow):
+        answer = follow(order)
+        told = json.loads(answer.text)
+        return answer._replace(text=json.dumps(told | tales[number % 3])) if name == "c1" else answer
+
+    more = {"rounds": 3, "eval__every": 1}
+    lied, _ = deployed(small("fedavg", tmp_path / "lied", **more), tmp_path / "sites", post=post)
+    right, _ = deployed(small("fedavg", tmp_path / "right", **more), tmp_path / "others")
+    assert lied["refused"] == []
+    assert lied["clients"] == {name: row for name, row in right["clients"].items() if name != "c1"}
+    assert same(leaves(tmp_path / "lied"), leaves(tmp_path / "right"))
+    assert (tmp_path / "lied" / "report.html").exists()
+
+
 def test_a_site_that_was_away_goes_on_from_its_last_accepted_state(tmp_path):
     orders = []
 
@@ -252,11 +272,16 @@ def test_orders_that_cannot_be_followed_are_answered_with_a_fault(tmp_path):
         ("", "no JSON object"),
         ("[]", "no JSON object"),
         ('{"kind": "sell"}', "of kind 'sell'"),
-        ('{"kind": "enrol"}', "an order without settings"),
+        ('{"kind": "enrol"}', "an order without 'settings'"),
+        ('{"kind": "enrol", "settings": []}', "whose 'settings' is of another kind"),
         (json.dumps({"kind": "enrol", "settings": {"no.such": 1}}), "use the same version"),
         (json.dumps({"kind": "enrol", "settings": given | {"rounds": -1}}), "config.rounds: -1"),
-        (json.dumps({"kind": "train", "settings": given}), "an order without 'names'"),
-        (json.dumps({"kind": "train", "settings": given, "names": ["a"], "sizes": {}}), "'c0' is no client"),
-    ]:
+        (json.dumps({"kind": "train", "settings": given}), "an order without 'run'"),
+        (
+            json.dumps({"kind": "train", "settings": given, "run": "ab" * 8, "names": ["a"], "sizes": {}, "round": 0,
+                        "state": 0, "epochs": 1}),
+            "'c0' is no client",
+        ),
+    ]:  # fmt: skip
         fault = json.loads(follower(Letter(text)).text)["fault"]
         assert words in fault and "\n" not in fault

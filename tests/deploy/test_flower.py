@@ -2,12 +2,15 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from fedklpr_jax.deploy import loopback
+from fedklpr_jax.deploy import certificates, loopback
 
 pytestmark = pytest.mark.processes
 pytest.importorskip("flwr", reason="Flower is not installed; pip install 'fedklpr_jax[flower]'")
@@ -60,11 +63,11 @@ def test_a_federation_outlives_its_faults(tmp_path):
     """A site comes late, one is killed and comes back, the server is killed and goes on, a stranger is refused."""
     out = tmp_path / "out"
     wanted = ("--config.rounds=5", "--config.deploy.least=2", "--config.deploy.wait=60", "--config.deploy.deadline=90")
-    with loopback.loopback(tmp_path / "net") as net:
+    with loopback.loopback(tmp_path / "net", tmp_path / "sites") as net:
         for name in ("c0", "c1", "c2"):
             net.register(name)
         # Its key is as good as the others', but nobody registered it.
-        loopback.make_node_key(net.folder, "stranger")
+        certificates.make_node_key(net.folder, "stranger")
         net.start_node("stranger")
         net.start_node("c0")
         net.start_node("c1")
@@ -72,10 +75,10 @@ def test_a_federation_outlives_its_faults(tmp_path):
         run.until("2 sites are here: c0, c1")
         wait_for(lambda: len(rounds_in(out)) >= 1)
         net.start_node("c2")
-        net.stop(net.nodes["c1"], signal.SIGKILL)
+        net.stop(net.nodes["c1"], number=signal.SIGKILL)
         wait_for(lambda: len(rounds_in(out)) >= 2)
         net.start_node("c1")
-        net.stop(net.link, signal.SIGKILL)
+        net.stop(net.link, number=signal.SIGKILL)
         run.close()
         done = len(rounds_in(out))
         net.start_link()
@@ -105,10 +108,36 @@ def test_a_federation_outlives_its_faults(tmp_path):
     assert passed > summary["bytes"]["total"] + summary["bytes"]["examinations"] - unread
 
 
+def test_an_interrupted_federation_leaves_nothing_running_and_goes_on(tmp_path):
+    folder, out = tmp_path / "net", tmp_path / "out"
+    command = [
+        sys.executable, "-u", "-m", "fedklpr_jax.deploy.loopback", f"--folder={folder}",
+        f"--config={ROOT / 'experiments' / 'fedklpr.py'}", *FLAGS, "--config.rounds=3", f"--config.out={out}",
+    ]  # fmt: skip
+
+    def start():
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    with start() as process:
+        assert any("round 1/3" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        assert process.wait() == 130 and "everything is stopped" in said and "Traceback" not in said
+    left = [each.info["cmdline"] for each in psutil.process_iter(["cmdline", "environ"])
+            if str(folder) in (each.info["environ"] or {}).get("FLWR_HOME", "")]  # fmt: skip
+    assert not left
+    with start() as process:
+        said = process.stdout.read()
+        assert process.wait() == 0 and "continuing after round" in said and "connections, Flower and TLS" in said
+    assert [event["round"] for event in rounds_in(out)] == [0, 1, 2]
+    assert json.loads((out / "summary.json").read_text())["refused"] == []
+
+
 def test_bad_settings_end_the_command_with_one_line(capsys):
     for flags, words in [
         ([], "--config: missing"),
         (["--config=experiments/fedklpr.py", "--config.data.unseen=mall"], "config.data.unseen: 'mall' is not for"),
+        (["--config=experiments/fedklpr.py", "--config.rounds=0"], "config.rounds: 0 is not allowed"),
     ]:
         assert loopback.main([flag.replace("experiments", str(ROOT / "experiments")) for flag in flags]) == 2
         said = capsys.readouterr().err
