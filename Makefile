@@ -2,8 +2,8 @@
 # make run          trains the default federation; flags go into ARGS="--config.rounds=2"
 # make federation   a SuperLink and three SuperNodes of Flower on this machine train three drawn sites for a few rounds
 # make test         ruff, mypy, then every test and doctest
-# make test-processes  the tests that start whole programs and kill some of them (Flower, the main job): minutes of
-#                   waiting
+# make test-processes  the tests that take minutes: whole programs, some killed (Flower, the main job), and every
+#                   method deployed
 # make lint         ruff and mypy alone
 # make bench        every benchmark, as Markdown tables, on a machine with nothing else to do; TORCH=PYTHON and
 #                   FEDJAX=PYTHON name the Pythons of the peers, DATA=DIR holds Fashion-MNIST, REID=DIR the real sites;

@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from fedklpr_jax.config import FIELDS
 from fedklpr_jax.errors import InputError
 
+INSTALLED = "fedklpr"
 USAGE = "python experiments/run.py --config=experiments/fedklpr.py [--config.FIELD=VALUE ...]"
 
 
@@ -105,12 +106,16 @@ def interruptible(job: Callable[[], None], hint: Callable[[], str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The whole command; returns the exit status: 0 done, 1 our mistake, 2 bad input (130 interrupted)."""
+    """The whole command; returns the exit status: 0 done, 1 our mistake, 2 bad input (130 interrupted).
+
+    It is typed as `python experiments/run.py`, or where the package is installed as `fedklpr`.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    installed = Path(sys.argv[0]).name == INSTALLED
     if {"-h", "--help"} & set(given):
         print(f"usage: {USAGE}\nsettings: see fedklpr_jax/config.py")
         return 0
-    command = shlex.join(["python", "experiments/run.py", *given])
+    command = shlex.join([*([INSTALLED] if installed else ["python", "experiments/run.py"]), *given])
     try:
         config = parse(given)
     except InputError as error:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
-from sklearn.cluster import DBSCAN
-from sklearn.neighbors import sort_graph_by_row_values
 
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.reciprocal import expanded_reciprocal, query_expansion
@@ -173,6 +171,10 @@ def cluster(features: ArrayLike, *, k1: int = 20, k2: int = 6, eps: float = 0.5,
 
     points, place = distinct_rows(features)
     points /= lengths(points)
+    # Imported late: it takes a second, and runs with labels do without.
+    from sklearn.cluster import DBSCAN
+    from sklearn.neighbors import sort_graph_by_row_values
+
     nearest = nearest_points(points, place, min(max(k1 + 1, k2), size))
     encoding = query_expansion(encode(points, place, expanded_reciprocal(nearest, k1)), nearest, k2)
     limit = eps + ROUNDING

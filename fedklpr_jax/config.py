@@ -172,6 +172,8 @@ FIELDS: dict[str, Field] = {
     "eval.average_precision": Field("standard", "the usual AP, or FedReID's", *one_of("standard", "trapezoidal")),
     "checkpoint.keep": Field(2, "checkpoints kept", *at_least(1)),
     "checkpoint.every": Field(1, "rounds between checkpoints", *at_least(1)),
+    "tensorboard": Field(False, "also writes event files, in the run's folder tensorboard, as the run goes on (extra "
+                         "tensorboard)"),
     "compilation_cache": Field("", "directory for compiled programs; empty = the user's cache directory"),
     "method.name": Field("fedklpr", "the method",
                          *one_of("fedklpr", "fedcapr", "fedavg", "fedpav", "fedprox", "local", "centralised",

@@ -10,7 +10,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -117,6 +117,7 @@ class MetricsLog:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._listeners: list[Callable[[dict[str, Any]], None]] = []
 
     @classmethod
     def open(cls, path: Path, offset: int | None = None) -> MetricsLog:
@@ -159,9 +160,16 @@ class MetricsLog:
         Raises:
             TypeError: the event holds something JSON cannot; nothing is written.
         """
-        self._file.write((as_json(event) + "\n").encode())
+        text = as_json(event)
+        self._file.write((text + "\n").encode())
         self._file.flush()
         os.fsync(self._file.fileno())
+        for listener in self._listeners:
+            listener(json.loads(text))
+
+    def listen(self, listener: Callable[[dict[str, Any]], None]) -> None:
+        """Has every event written from now on told to `listener`, as `read_metrics` would read it."""
+        self._listeners.append(listener)
 
     def close(self) -> None:
         """Closes the file."""

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from fedklpr_jax import checkpoint, hosts, pictures, report
+from fedklpr_jax import checkpoint, curves, hosts, pictures
 from fedklpr_jax import config as settings
 from fedklpr_jax.assembly import Federation, cache_directory, make_federation, privacy_spent
 from fedklpr_jax.client_states import ClientStates, Shelf
@@ -32,7 +32,7 @@ from fedklpr_jax.simulation import Evaluations, Examination, RunState, examine, 
 # Settings that may differ between the runs before and after an interruption: they change no number.
 FREE = frozenset({
     "out", "name", "compilation_cache", "data.cache", "checkpoint.keep", "checkpoint.every", "client_states", "hosts",
-    "deploy.least", "deploy.wait", "deploy.deadline",
+    "deploy.least", "deploy.wait", "deploy.deadline", "tensorboard",
 })  # fmt: skip
 
 # Bytes of all clients' states from which each is kept in a file of its own.
@@ -182,6 +182,8 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
     """
     settings.validate(config)
     config = settings.resolved(config)
+    if config.tensorboard:
+        curves.check_tensorboard()
     split_processor(config.devices)
     hosts.connect(config.hosts)
     hosts.check_same("settings", np.frombuffer(fingerprint(config).encode(), np.uint8))
@@ -227,8 +229,13 @@ def follow(
     def timed(state: RunState) -> RunState:
         return state._replace(seconds=spent + time.monotonic() - began)
 
-    with hosts.agreed(lambda: MetricsLog.open(directory / "metrics.jsonl", offset or 0)) as log:
-        done = int(state.server.round)
+    done = int(state.server.round)
+    with contextlib.ExitStack() as closing:
+        log = closing.enter_context(hosts.agreed(lambda: MetricsLog.open(directory / "metrics.jsonl", offset or 0)))
+        if config.tensorboard and not hosts.index():
+            earlier = read_metrics(directory / "metrics.jsonl")
+            shown = closing.enter_context(contextlib.closing(curves.TensorBoard(directory / "tensorboard", earlier)))
+            log.listen(shown.write)
         for note in federation.notes:
             console.line(f"note: {note}")
             if not done:
@@ -299,6 +306,9 @@ def _conclude(
     course: Course, federation: Federation, state: RunState, directory: Path, log: MetricsLog, console: Console
 ) -> dict[str, Any]:
     """The final download, both evaluations, and on the first host `summary.json`, the report and the table."""
+    # Imported late, as Matplotlib takes a second, which a run has here and a site of a deployment never needs.
+    from fedklpr_jax import report
+
     began = time.monotonic()
     config = federation.config
     console.line("evaluating before and after local fine-tuning")
@@ -341,11 +351,12 @@ def _conclude(
         "notes": list(federation.notes),
     }  # fmt: skip
     write_json(directory / "summary.json", summary)
+    curves.write_csv(directory, events)
     # Written last, the report marks the run as finished.
     report.write_report(
         directory, pictures.ranked_lists(federation, before), pictures.classified_pictures(federation, before)
     )
-    names = ("report.html", "summary.json", "metrics.jsonl", "checkpoints")
+    names = ("report.html", "summary.json", "metrics.jsonl", "rounds.csv", "evaluations.csv", "checkpoints")
     console.table(summary, [directory / name for name in names])
     return summary
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import ast
 import configparser
 import importlib.metadata
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,26 @@ def test_every_folder_of_the_package_is_a_package() -> None:
 def test_pyproject_only_names_the_build_backend() -> None:
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
     assert [line.split(" =")[0] for line in lines] == ["[build-system]", "requires", "build-backend"]
+
+
+def test_a_wheel_holds_the_package_and_its_command(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77", reason="setuptools 77 or newer is not installed")
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "fedklpr_jax", source / "fedklpr_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    done = subprocess.run([*build, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == "fedklpr_jax-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as file:
+        held = set(file.namelist())
+        commands = file.read("fedklpr_jax-0.1.0.dist-info/entry_points.txt").decode()
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "fedklpr_jax").rglob("*.py")} <= held
+    assert "fedklpr_jax/deploy/app/pyproject.toml" in held
+    assert {name.split("/")[0] for name in held} == {"fedklpr_jax", "fedklpr_jax-0.1.0.dist-info"}
+    assert commands.split() == ["[console_scripts]", "fedklpr", "=", "fedklpr_jax.cli:main"]
 
 
 def test_metadata() -> None:

@@ -22,6 +22,7 @@ from fedklpr_jax import privacy
 from fedklpr_jax.assembly import Federation, assembled, classification_parts, names_in, reid_parts
 from fedklpr_jax.client_states import ClientStates
 from fedklpr_jax.console import Console
+from fedklpr_jax.curves import check_tensorboard
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.data.site import Away
 from fedklpr_jax.deploy.answers import add_results, entry_of, number, one_line
@@ -110,6 +111,8 @@ def run(
     settings.validate(config)
     config = settings.resolved(config)
     names = site_names(config)
+    if config.tensorboard:
+        check_tensorboard()
     keep_programs(config)
     began = time.monotonic()
     directory = prepare_directory(config, command)
