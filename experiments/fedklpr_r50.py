@@ -5,7 +5,8 @@
 DIR holds one folder a client in Market-1501 layout, named as `data.clients` below (give other names there). The sets
 are not ours to hand out. A job for an accelerator: nothing of it was run here at full size, so there is no time,
 memory or score to promise; the published ones stand in `docs/fidelity.md`. The papers start from ImageNet weights: give
-them as `--config.model.weights=FILE.npz`; without, the trunk is first trained on drawn sites, on the same accelerator.
+them as `--config.model.pretrained=FILE.pth`; without, the trunk is first trained on drawn sites, on the same
+accelerator.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
 
 DIR holds one folder a client in Market-1501 layout, named as `data.clients` below (give other names there). The sets
 are not ours to hand out. A job for an accelerator: nothing of it was run here at full size, so there is no time,
-memory or score to promise. The paper starts from ImageNet weights: give them as `--config.model.weights=FILE.npz`.
+memory or score to promise. The paper starts from ImageNet weights: give them as `--config.model.pretrained=FILE.pth`.
 Personalised clustering needs to know about how many people a client sees: `--config.bottom_up.identities=viper:316,0.1`
 (here: a tenth as many as pictures at the others). The authors' code merges by the pooled feature in front of the
 embedding block; here the embedding serves for everything.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -21,6 +22,7 @@ from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Method, Task
 from fedklpr_jax.methods import make_method
 from fedklpr_jax.metrics import privacy_note
+from fedklpr_jax.models import pretrained
 from fedklpr_jax.models.spec import ModelSpec, make_spec
 from fedklpr_jax.pretrain import starting_trunk
 from fedklpr_jax.robust import make_merge
@@ -270,6 +272,15 @@ def classification_parts(config: ml_collections.ConfigDict, console: Console) ->
     return Parts(task, method, narrow, (), data.refused, lines, Dealt(data, shares))
 
 
+def _start(
+    config: ml_collections.ConfigDict, spec: ModelSpec, console: Console
+) -> tuple[PyTree | None, Sequence[str]]:
+    """The trunk's variables to start from, None for random ones, and what there is to know of them."""
+    if config.model.pretrained:
+        return pretrained.load(Path(config.model.pretrained), spec, jax.random.key(config.seed))
+    return starting_trunk(config, spec, cache_directory("", "weights"), console), ()
+
+
 def _reid(config: ml_collections.ConfigDict, console: Console) -> Parts:
     sites, unseen, notes = load_sites(config)
     sites, told = split_sites(
@@ -307,7 +318,8 @@ def reid_parts(
         unsupervised.parse_copies(config.data.copies, names)
     if config.task.name == "bottom_up":
         bottom_up.parse_identities(config.bottom_up.identities, names)
-    trunk = starting_trunk(config, spec, cache_directory("", "weights"), console)
+    trunk, told = _start(config, spec, console)
+    notes += told
     exams = [Exam(site, client) for client, site in enumerate(sites)]
     if method.name == "centralised":
         if not labels:

@@ -86,6 +86,10 @@ FIELDS: dict[str, Field] = {
                            "labels on drawn sites of no client, cached), or a weight file (.npz)",
                            "random, synthetic or the path of an .npz file",
                            lambda v: v in ("random", "synthetic") or v.endswith(".npz")),
+    "model.pretrained": Field("", "re-ID with a resnet, in place of model.weights: a file of torchvision-named weights "
+                              "that the trunk starts from; what it has not stays random",
+                              "the path of a .pth, .pth.tar, .pt, .safetensors or .npz file",
+                              lambda v: not v or v.endswith((".pth", ".pth.tar", ".pt", ".safetensors", ".npz"))),
     "task.name": Field("unsupervised", "the learning problem",
                        *one_of("supervised", "unsupervised", "bottom_up", "classification")),
     "task.batch": Field(32, "classification: images in a batch", *at_least(1)),
@@ -172,6 +176,7 @@ FIELDS: dict[str, Field] = {
     "eval.average_precision": Field("standard", "the usual AP, or FedReID's", *one_of("standard", "trapezoidal")),
     "checkpoint.keep": Field(2, "checkpoints kept", *at_least(1)),
     "checkpoint.every": Field(1, "rounds between checkpoints", *at_least(1)),
+    "dry_run": Field(False, "tells what would be run, how many steps, bytes and minutes that is, and runs nothing"),
     "tensorboard": Field(False, "also writes event files, in the run's folder tensorboard, as the run goes on (extra "
                          "tensorboard)"),
     "compilation_cache": Field("", "directory for compiled programs; empty = the user's cache directory"),
@@ -301,6 +306,8 @@ def default_config() -> ml_collections.ConfigDict:
 def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A copy in which the settings left empty have the value of the task.
 
+    Beside `model.pretrained`, `model.weights` left empty is `random`.
+
     >>> config = default_config()
     >>> config.task.name = "supervised"
     >>> config.optimizer.learning_rate, resolved(config).optimizer.learning_rate
@@ -311,6 +318,8 @@ def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         default = FIELDS[path].default if path in FIELDS else None
         if value is None and isinstance(default, ByTask):
             config.update_from_flattened_dict({path: default.of(config.task.name)})
+            if path == "model.weights" and config.model.pretrained:
+                config.model.weights = "random"
     return config
 
 
@@ -363,6 +372,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(f"config.data.source: {config.data.source!r} is for classification; give synthetic or folder")
     if config.model.norm != "batch" and config.task.name != "classification":
         raise InputError(f"config.model.norm: {config.model.norm!r} is for classification; give batch")
+    if config.model.pretrained:
+        if config.model.arch not in ("resnet18", "resnet34", "resnet50"):
+            raise InputError(f"config.model.pretrained: is for resnet18, resnet34 and resnet50, not for "
+                             f"{config.model.arch or 'the default network'}; set config.model.arch")
+        if config.model.weights not in (None, "random"):
+            raise InputError(f"config.model.pretrained: given beside model.weights={config.model.weights}, and a trunk "
+                             "has one start; give one of the two")
     if config.wire.dtype != "float32" and not config.wire.encode:
         raise InputError(f"config.wire.dtype: {config.wire.dtype} is what values are encoded as; give wire.encode=True "
                          "or float32")

@@ -162,20 +162,25 @@ def _sharded_mean(mesh: Mesh) -> Callable[..., PyTree]:
     return mean
 
 
-def start(task: Task, method: Method, seed: int) -> tuple[ServerState, ClientStates]:
-    """The first server state and the clients' states; all clients start from the same variables."""
+def first_states(task: Task, method: Method, seed: int) -> tuple[ServerState, ClientState]:
+    """The first server state and that of a client, but for the mask of a method with classes of devices; traceable."""
     variables = task.init(jax.random.key(seed))
     model, local = split(variables, method.is_local)
     unlabelled = task.labelling.unlabelled if task.labelling else ()
     mask = method.client_mask(model)
     client = ClientState(local, mask, method.client_memory(model, mask), unlabelled)
-    server = ServerState(model, method.server_memory(model, len(task.clients)), jnp.int32(0))
+    return ServerState(model, method.server_memory(model, len(task.clients)), jnp.int32(0)), client
+
+
+def start(task: Task, method: Method, seed: int) -> tuple[ServerState, ClientStates]:
+    """The first server state and the clients' states; all clients start from the same variables."""
+    server, client = first_states(task, method, seed)
     # Its own buffers: the server state is donated, the client states are not.
     server = jax.tree.map(jnp.array, server)
     firsts = [jax.tree.map(np.array, client)]
     if method.capacity:
         mask_of = jax.jit(method.capacity.first_mask)
-        masks = [jax.device_get(mask_of(model, device)) for device in range(len(method.capacity.shares))]
+        masks = [jax.device_get(mask_of(server.model, device)) for device in range(len(method.capacity.shares))]
         firsts = [firsts[0]._replace(mask=mask) for mask in masks]
     return server, ClientStates(len(task.clients), tuple(firsts))
 

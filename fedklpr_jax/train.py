@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from fedklpr_jax import checkpoint, curves, hosts, pictures
+from fedklpr_jax import checkpoint, curves, dry_run, hosts, pictures
 from fedklpr_jax import config as settings
 from fedklpr_jax.assembly import Federation, cache_directory, make_federation, privacy_spent
 from fedklpr_jax.client_states import ClientStates, Shelf
@@ -175,7 +175,8 @@ def _told(state: RunState) -> RunState:
 
 
 def run(config: ml_collections.ConfigDict, console: Console, command: str = "") -> dict[str, Any]:
-    """Runs, or goes on with, the run that `config` describes; returns what `summary.json` holds (on the first host).
+    """Runs, or goes on with, the run that `config` describes; returns what `summary.json` holds (on the first host, and
+    nothing after a dry run).
 
     Raises:
       InputError: bad settings, data or directory; nothing was changed then.
@@ -184,6 +185,8 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
     config = settings.resolved(config)
     if config.tensorboard:
         curves.check_tensorboard()
+    if config.dry_run:
+        return _tell(config, console)
     split_processor(config.devices)
     hosts.connect(config.hosts)
     hosts.check_same("settings", np.frombuffer(fingerprint(config).encode(), np.uint8))
@@ -194,6 +197,22 @@ def run(config: ml_collections.ConfigDict, console: Console, command: str = "") 
     directory, closing = hosts.agreed(lambda: _directory(config, command))
     with closing:
         return follow(SIMULATED, federation, directory, console, began)
+
+
+def _tell(config: ml_collections.ConfigDict, console: Console) -> dict[str, Any]:
+    """Shows what the run would be; nothing is written."""
+    split_processor(config.devices)
+    if config.model.weights == "synthetic":
+        # They have the same shapes, and may take a minute to train.
+        config.model.weights = "random"
+    console.line(f"{_title(config)}: reading the data")
+    federation = make_federation(config, console)
+    for line in (*(f"note: {note}" for note in federation.notes), *(f"  {line}" for line in federation.lines)):
+        console.line(line)
+    for line in dry_run.told(federation, dry_run.matmul_rate()):
+        console.line(line)
+    console.line("nothing was run or written; leave out --config.dry_run to run it")
+    return {}
 
 
 def _title(config: ml_collections.ConfigDict) -> str:

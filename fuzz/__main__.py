@@ -28,7 +28,8 @@ SEEDS = Path(__file__).resolve().parents[1] / "tests" / "fuzz_seeds"
 # Where a target stands, and what coverage is measured of.
 TARGETS = {
     "decode": ("payloads", ["fedklpr_jax.wire", "fedklpr_jax.wire_sections"]),
-    "folder": ("folders", ["fedklpr_jax.data.folder", "fedklpr_jax.data.labelled"]),
+    "folder": ("folders", [f"fedklpr_jax.data.{name}"
+                           for name in ("folder", "finding", "layouts", "listing", "image_cache", "labelled")]),
     "command": ("settings", ["fedklpr_jax.cli", "fedklpr_jax.config", "fedklpr_jax.fields"]),
     "settings": ("settings", ["fedklpr_jax.config", "fedklpr_jax.fields"]),
 }

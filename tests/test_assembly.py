@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from fedklpr_jax import assembly, simulation
 from fedklpr_jax import round as rounds
@@ -14,6 +15,7 @@ from fedklpr_jax.data.synthetic import DEFAULT_SITES
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Examined, Public
 from fedklpr_jax.metrics import Ledger
+from fedklpr_jax.models import pretrained
 
 pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
 
@@ -113,3 +115,30 @@ def test_the_server_gets_public_pictures_only_where_the_method_asks_for_them():
     public = federation_of("fedreid", data__public_images=64).task.public
     assert isinstance(public, Public) and public.images == 64
     assert public.arrays.shape == (64, 32, 16, 3) and public.arrays.dtype == np.uint8
+
+
+@pytest.mark.parametrize("task", ["supervised", "unsupervised"])
+def test_a_trunk_begins_with_the_weights_of_a_file_and_the_notes_say_so(tmp_path, task):
+    given = config_of(task__name=task, model__arch="resnet18", model__pretrained=str(tmp_path / "net.npz"))
+    like = jax.eval_shape(lambda: assembly.model_spec(given).init(jax.random.key(0), 32, 16))
+    names = {pretrained.torch_name(leaf): of for leaf, of in traverse_util.flatten_dict(like, sep="/").items()}
+    names.pop(None)
+    # Kernels [o, i, h, w]; every tensor with a value of its own, which tells them apart.
+    shapes = {name: tuple(of.shape[axis] for axis in (3, 2, 0, 1)) if of.ndim == 4 else of.shape
+              for name, of in names.items()}  # fmt: skip
+    np.savez(tmp_path / "net.npz", **{name: np.full(shape, 1 + k, np.float32)
+                                      for k, (name, shape) in enumerate(shapes.items())})  # fmt: skip
+    federation = assembly.make_federation(given, Console())
+    assert federation.notes[-2:] == (
+        "net.npz: 100 tensors make the trunk of resnet18",
+        "net.npz: not used of it: nothing; not in it, and as initialised: bnneck",
+    )
+    trunk = federation.task.init(jax.random.key(5))["params"]["trunk"]
+    for leaf, name in (("conv1", "conv1.weight"), ("bn1", "bn1.weight")):
+        (value,) = {float(x) for x in np.unique(jax.tree.leaves(trunk[leaf])[-1])}
+        assert value == 1 + list(shapes).index(name)
+    assert set(np.unique(trunk["bnneck"]["scale"])) == {1.0}
+    with pytest.raises(InputError, match=r"net\.npz: weights of resnet18, not of resnet34; set config\.model\.arch"):
+        assembly.make_federation(
+            config_of(task__name=task, model__arch="resnet34", model__pretrained=given.model.pretrained), Console()
+        )

@@ -110,6 +110,27 @@ def test_group_norm_is_for_classification():
     validate(config)
 
 
+def test_a_trunk_has_one_start_and_torchvision_knows_resnets_alone():
+    config = changed("model.pretrained", "resnet50.pth")
+    with pytest.raises(InputError, match=r"^config\.model\.pretrained: is for resnet18, .* the default network"):
+        validate(config)
+    for arch in ("thin", "resnet18_cifar"):
+        config.model.arch = arch
+        with pytest.raises(InputError, match=rf"not for {arch}; set config\.model\.arch$"):
+            validate(config)
+    config.model.arch = "resnet50"
+    for task in ("supervised", "unsupervised", "bottom_up"):
+        config.task.name = task
+        validate(config)
+        # What the file has not is random, and a resolved copy is as valid as what it was made of.
+        assert resolved(config).model.weights == "random"
+        validate(resolved(config))
+    for weights in ("synthetic", "trunk.npz"):
+        config.model.weights = weights
+        with pytest.raises(InputError, match=rf"given beside model\.weights={weights}, .*; give one of the two$"):
+            validate(config)
+
+
 def test_rounding_needs_encoding():
     config = changed("wire.encode", False)
     validate(config)

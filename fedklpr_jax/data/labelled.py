@@ -192,28 +192,29 @@ def _check_length(archive: Any, key: str) -> None:
 
 
 def _read_npz(path: Path) -> Labelled:
+    name = _shown(str(path))
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in ("images", "labels") if key not in archive]
             if missing:
-                raise InputError(f"{path}: has no array `{missing[0]}`; it must hold `images` and `labels`")
+                raise InputError(f"{name}: has no array `{missing[0]}`; it must hold `images` and `labels`")
             for key in ("images", "labels"):
                 _check_length(archive, key)
             pixels, labels = archive["images"], archive["labels"]
     except InputError:
         raise
     except _BROKEN_NPZ as error:
-        raise InputError(f"{path}: no readable .npz ({_first_line(error)}); give an intact one") from error
+        raise InputError(f"{name}: no readable .npz ({_first_line(error)}); give an intact one") from error
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or 0 in pixels.shape:
         shape = list(pixels.shape)
-        raise InputError(f"{path}: `images` is {pixels.dtype} {shape}; give uint8 [n, h, w] or [n, h, w, c]")
+        raise InputError(f"{name}: `images` is {pixels.dtype} {shape}; give uint8 [n, h, w] or [n, h, w, c]")
     if labels.dtype.kind not in "iu" or labels.shape != pixels.shape[:1]:
         raise InputError(
-            f"{path}: `labels` is {labels.dtype} {list(labels.shape)}; give one whole number for each of the "
+            f"{name}: `labels` is {labels.dtype} {list(labels.shape)}; give one whole number for each of the "
             f"{len(pixels)} images"
         )
     if labels.min() < 0 or labels.max() >= len(labels):
-        raise InputError(f"{path}: `labels` runs from {labels.min()} to {labels.max()}; number the classes from 0")
+        raise InputError(f"{name}: `labels` runs from {labels.min()} to {labels.max()}; number the classes from 0")
     classes = tuple(str(number) for number in range(int(labels.max()) + 1))
     return Labelled(pixels if pixels.ndim == 4 else pixels[..., None], labels.astype(np.int32), classes)
 

@@ -75,6 +75,7 @@ def site_names(config: ml_collections.ConfigDict) -> list[str]:
         ("data.unseen", bool(config.data.unseen), "nobody here has its pictures; leave it out"),
         ("wire.encode", not config.wire.encode, "messages travel as payloads; give True"),
         ("hosts", bool(config.hosts), "the server is one host; leave it out"),
+        ("dry_run", config.dry_run, "sites of their own tell nothing before they train; leave it out"),
     ):
         if wrong:
             value = settings.flat(config)[setting]

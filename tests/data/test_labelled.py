@@ -76,6 +76,11 @@ def test_a_malformed_npz_is_told(tmp_path: Path, arrays: dict[str, Any], message
     assert message in line and "set.npz" in line
 
 
+def test_a_name_with_a_line_break_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "two\nlines.npz").write_bytes(b"none")
+    assert "two\\nlines.npz" in said(tmp_path)
+
+
 def test_a_damaged_npz_is_told(tmp_path: Path) -> None:
     blob = (npz(tmp_path, images=IMAGES, labels=np.arange(4)) / "set.npz").read_bytes()
     for bad in (b"", b"no zip", blob[: len(blob) // 2], blob[:60] + bytes(20) + blob[80:]):

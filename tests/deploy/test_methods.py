@@ -20,14 +20,14 @@ EXPERIMENTS = sorted(
     if not path.stem.endswith(("_r34", "_r50")) and path.stem not in ("run", "compare", "ablate")
 )  # fmt: skip
 SMALL = (
-    "--config.rounds=2", "--config.epochs=1", "--config.eval.every=100", "--config.checkpoint.every=1",
+    "--config.rounds=2", "--config.epochs=2", "--config.eval.every=100", "--config.checkpoint.every=1",
     "--config.participation=1.0", "--config.deploy.wait=1",
 )  # fmt: skip
 OF_TASK = {
     "reid": ("--config.data.clients=arena,harbour", "--config.data.height=32", "--config.data.width=16",
              "--config.data.pad=2"),
     "classification": ("--config.data.source=synthetic", "--config.data.count=3", "--config.data.least=20",
-                       "--config.model.arch=cnn"),
+                       "--config.model.arch=cnn", "--config.model.norm=batch"),
 }  # fmt: skip
 
 
