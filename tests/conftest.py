@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Run by a Python that has PyTorch.
+collect_ignore = ["torch_resnets.py"]
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The multi-device tests run on four virtual CPU devices.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 import ml_collections
@@ -11,6 +13,8 @@ import optax
 
 from fedklpr_jax.config import default_config, resolved
 from fedklpr_jax.data import synthetic
+from fedklpr_jax.data.labelled import Labelled
+from fedklpr_jax.data.shapes import make_shapes
 from fedklpr_jax.data.site import Site
 from fedklpr_jax.federated import ClientData, Method, Task
 from fedklpr_jax.methods import make_method
@@ -22,6 +26,18 @@ SPECS = tuple(
     synthetic.SiteSpec(name, style, 2, train_ids, 4, 2)
     for name, style, train_ids in (("pier", "summer", 14), ("gate", "winter", 10), ("yard", "summer", 10))
 )
+
+
+@functools.cache
+def _shapes() -> Labelled:
+    return make_shapes(0, per_class=60)
+
+
+def write_shapes(folder: Path) -> str:
+    """Writes 600 drawn shapes as a set that `data.source=folder` reads, and gives its `data.root`."""
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "shapes.npz", images=_shapes().pixels, labels=_shapes().labels)
+    return str(folder)
 
 
 def tiny_config(method: str, **settings: object) -> ml_collections.ConfigDict:

@@ -189,7 +189,7 @@ def test_an_unsupervised_run_starts_from_a_file_tells_its_clusters_and_goes_on_a
 
 def test_a_run_writes_what_it_promises(whole):
     assert {path.name for path in whole.iterdir()} == {
-        "config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints"
+        "config.json", "metrics.jsonl", "summary.json", "report.html", "rounds.csv", "evaluations.csv", "checkpoints",
     }  # fmt: skip
     assert checkpoint.latest(whole / "checkpoints") == ROUNDS
     assert len(list((whole / "checkpoints").glob("*.json"))) == 2

@@ -10,6 +10,7 @@ from fedklpr_jax import config as settings
 from fedklpr_jax import curves, train
 from fedklpr_jax.console import Console
 from fedklpr_jax.errors import InputError
+from tests.federations import write_shapes
 
 EVENTS = [
     {"event": "note", "text": "a start"},
@@ -78,7 +79,8 @@ def test_event_files_hold_every_number_and_those_of_a_run_that_goes_on_what_was_
 def test_a_run_writes_both(tmp_path):
     config = settings.default_config()
     config.method.name, config.task.name, config.model.arch = "fedavg", "classification", "cnn"
-    config.data.count, config.data.least, config.data.test, config.out = 2, 20, 0.8, str(tmp_path / "run")
+    config.data.source, config.data.root = "folder", write_shapes(tmp_path / "pictures")
+    config.data.count, config.data.least, config.out = 2, 20, str(tmp_path / "run")
     config.rounds, config.epochs, config.eval.every, config.tensorboard = 2, 1, 1, True
     pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
     summary = train.run(config, Console((tmp_path / "said").open("w")))

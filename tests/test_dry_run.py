@@ -11,13 +11,14 @@ from fedklpr_jax import dry_run, train
 from fedklpr_jax.assembly import make_federation
 from fedklpr_jax.cli import main
 from fedklpr_jax.console import Console
-from tests.federations import tiny_config
+from tests.federations import tiny_config, write_shapes
 
 
 def shapes(out, **more):
     config = settings.default_config()
     config.method.name, config.task.name, config.model.arch = "fedavg", "classification", "cnn"
-    config.data.count, config.data.least, config.data.test, config.out = 3, 20, 0.8, str(out)
+    config.data.source, config.data.root = "folder", write_shapes(out.with_name("pictures"))
+    config.data.count, config.data.least, config.out = 3, 20, str(out)
     config.rounds, config.epochs, config.eval.every, config.participation = 4, 2, 3, 1.0
     config.update_from_flattened_dict({path.replace("__", "."): value for path, value in more.items()})
     return config
@@ -28,7 +29,7 @@ def expected(config):
 
 
 def test_counts_are_those_by_hand(tmp_path):
-    config = shapes(tmp_path)
+    config = shapes(tmp_path / "run")
     federation = make_federation(settings.resolved(config), Console(io.StringIO()))
     found = dry_run.expected(federation)
     # Two 5 x 5 convolutions (28 -> 24 -> 12 -> 8 -> 4), a dense layer of 512, ten classes, with biases.
@@ -43,7 +44,7 @@ def test_counts_are_those_by_hand(tmp_path):
 
 
 def test_operations_are_those_of_one_step(tmp_path):
-    federation = make_federation(settings.resolved(shapes(tmp_path)), Console(io.StringIO()))
+    federation = make_federation(settings.resolved(shapes(tmp_path / "run")), Console(io.StringIO()))
     task, found = federation.task, dry_run.expected(federation)
 
     def step(arrays, variables, rows, key):

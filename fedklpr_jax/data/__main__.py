@@ -38,14 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sets, others = data_sets(given.folder)
     except InputError as error:
-        print(shown(str(error)), file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 2
     status = 0
     for found in sets:
         try:
             _show(console, report(found))
         except InputError as error:
-            print(shown(str(error)), file=sys.stderr)
+            print(f"error: {shown(str(error))}", file=sys.stderr)
             status = 2
     for text in others:
         console.print(f"passed over: {text}", soft_wrap=True)

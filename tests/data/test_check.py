@@ -85,7 +85,7 @@ def test_several_sets_and_what_is_none(tmp_path: Path, capsys) -> None:
         "passed over: d: holds neither images.zip nor bounding_box_train/, query/ and bounding_box_test/",
     ]
     assert "no published counts are known under this name" in out
-    assert err == (
+    assert err == "error: " + (
         f"{tmp_path / 'c'}: mask_test_v2/, list_train.txt, list_val.txt, list_query.txt, list_gallery.txt of MSMT17 "
         "missing; put it there as it is distributed\n"
     )

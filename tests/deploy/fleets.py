@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from fedklpr_jax.console import Console
 from fedklpr_jax.deploy.messages import Letter, Silence, asked
@@ -25,7 +26,7 @@ def quiet() -> Console:
 
 
 class InProcess:
-    """A `server.Fleet` of followers that live in folders of `root`.
+    """A `server.Fleet` of followers that live in folders of `root`, with the settings `local` of their own.
 
     `here(name, orders)` says whether a site can be reached after so many orders to train; `payloads` adds up the bytes
     of all payloads.
@@ -39,7 +40,9 @@ class InProcess:
         *,
         post: Post = delivered,
         here: Callable[[str, int], bool] = lambda name, orders: True,
+        local: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._local = local
         self._enrol, self._names, self._root, self._post, self._here = enrol, names, root, post, here
         self._sizes: dict[str, dict[str, int]] = {}
         self._orders = {"train": 0, "evaluate": 0}
@@ -48,7 +51,7 @@ class InProcess:
 
     def follower(self, name: str) -> Follower:
         """A site as it is after its machine was started."""
-        return Follower(Place(name, self._root / name), quiet())
+        return Follower(Place(name, self._root / name, self._local), quiet())
 
     def enrolled(self) -> Mapping[str, Mapping[str, int]]:
         """Of all that were ever here the sizes."""
