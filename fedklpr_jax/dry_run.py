@@ -1,7 +1,7 @@
 """What a run would be, before it is one: `--config.dry_run=True` tells it and writes nothing.
 
 Counted are clients, parameters, steps and bytes; operations are XLA's count of the lowered, not compiled, step. Time
-and memory follow from them by rules of thumb, which docs/performance.md holds against real runs.
+and memory follow from them by rules of thumb; docs/performance.md holds them against the one run that was measured.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from fedklpr_jax.federated import ClientData, ClientState, Message, ServerState
 from fedklpr_jax.round import first_states
 from fedklpr_jax.trees import PyTree, parameter_count
 
-# How many times the time of its operations at the rate of a large matrix product a step takes here: from the fastest to
-# the slowest network that was measured (docs/performance.md).
-SLOWNESS = (1.5, 4.0)
-# What a process holds beside arrays: Python, JAX, its compiler and the programs.
-_PROCESS = 1.0e9
+# How many times the time of its operations at the rate of a large matrix product a step takes: ResNets at best (1.4 to
+# 2 in docs/performance.md), and the default's thin network with clustering, evaluation and wire format (5).
+SLOWNESS = (1.5, 6.0)
+# What a process holds beside arrays, most of it while it compiles: such that the default job comes to its 2.3 GiB.
+_PROCESS = 2.3e9
 # A forward pass has about a third of the operations of a training step.
 _FORWARD = 1 / 3
 

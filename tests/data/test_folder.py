@@ -17,6 +17,7 @@ from fedklpr_jax.data import folder as folder_module
 from fedklpr_jax.data.folder import MAX_BYTES, cross_camera_queries, read_site, read_sites
 from fedklpr_jax.data.site import Images, Site
 from fedklpr_jax.errors import InputError
+from tests.data.site_files import plain, zipped
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SIZE: dict[str, Any] = {"height": 8, "width": 4}
@@ -43,21 +44,6 @@ def picture(value: int, suffix: str = ".png", size: tuple[int, int] = (6, 12)) -
 
 def contents() -> dict[str, bytes]:
     return {path: picture(value, path[-4:]) for path, value in FILES.items()}
-
-
-def plain(where: Path, files: dict[str, bytes]) -> Path:
-    for path, blob in files.items():
-        (where / path).parent.mkdir(parents=True, exist_ok=True)
-        (where / path).write_bytes(blob)
-    return where
-
-
-def zipped(where: Path, files: dict[str, bytes]) -> Path:
-    where.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(where / "images.zip", "w") as archive:
-        for path, blob in files.items():
-            archive.writestr(path, blob)
-    return where
 
 
 def bomb_png(width: int, height: int) -> bytes:

@@ -22,6 +22,7 @@ from fedklpr_jax.data.layouts import GALLERY, LAYOUTS, QUERY, TRAIN, Picture, dr
 from fedklpr_jax.data.published import PUBLISHED
 from fedklpr_jax.data.site import Images, Site
 from fedklpr_jax.errors import InputError
+from tests.data.site_files import plain, zipped
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SIZE: dict[str, Any] = {"height": 8, "width": 4}
@@ -32,21 +33,6 @@ def picture(path: str, value: int) -> bytes:
     kind = {"bmp": "BMP", "png": "PNG", "jpg": "JPEG"}[path.rpartition(".")[2]]
     Image.new("RGB", (6, 12), (value, value, value)).save(blob, kind)
     return blob.getvalue()
-
-
-def plain(where: Path, files: dict[str, bytes]) -> Path:
-    for path, blob in files.items():
-        (where / path).parent.mkdir(parents=True, exist_ok=True)
-        (where / path).write_bytes(blob)
-    return where
-
-
-def zipped(where: Path, files: dict[str, bytes]) -> Path:
-    where.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(where / "images.zip", "w") as archive:
-        for path, blob in files.items():
-            archive.writestr(path, blob)
-    return where
 
 
 def pictures(*paths: str) -> dict[str, bytes]:
