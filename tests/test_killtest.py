@@ -79,14 +79,15 @@ def test_what_differs_is_named(whole, tmp_path):
 
     leaf = changed("leaf")
     folder = leaf / "checkpoints"
-    state, meta = killtest._last(leaf, ROUNDS)
+    state, meta = checkpoint.leaves(folder, ROUNDS), checkpoint.metas(folder)[ROUNDS]
     path = next(path for path, array in state.items() if array.dtype == np.float32 and array.size)
     state[path].reshape(-1)[:1].view(np.uint32)[...] ^= 1
     checkpoint.save(folder, ROUNDS, state, meta)
     assert killtest.differences(whole, leaf) == [path]
 
     ledger = changed("ledger")
-    checkpoint.save(ledger / "checkpoints", ROUNDS, killtest._last(whole, ROUNDS)[0], meta | {"ledger": {}})
+    state = checkpoint.leaves(whole / "checkpoints", ROUNDS)
+    checkpoint.save(ledger / "checkpoints", ROUNDS, state, meta | {"ledger": {}})
     assert killtest.differences(whole, ledger) == ["what the checkpoint says beside its leaves"]
 
     files = changed("files")
