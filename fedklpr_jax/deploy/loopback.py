@@ -311,8 +311,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    file = next(flag.split("=", 1)[1] for flag in flags if flag.startswith("--config="))
-    rest = [flag for flag in flags if not flag.startswith("--config=")]
+    # As `parse` takes it: one dash or two, and the last counts.
+    file = [flag.split("=", 1)[1] for flag in flags if re.match(r"--?config=", flag)][-1]
+    rest = [flag for flag in flags if not re.match(r"--?config=", flag)]
     try:
         with _stopping_in_good_order(), contextlib.ExitStack() as closing:
             folder = own.folder or Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="fedklpr-loopback-")))
