@@ -199,7 +199,7 @@ def make_federation(config: ml_collections.ConfigDict, console: Console) -> Fede
     """
     classifies = config.task.name == "classification"
     if classifies != (config.model.arch in CLASSIFICATION_ONLY):
-        right = "one of " + ", ".join(CLASSIFICATION_ONLY) if classifies else "thin or a resnet"
+        right = "one of " + ", ".join(CLASSIFICATION_ONLY) if classifies else "thin, a resnet or efficientnet_lite0"
         raise InputError(
             f"config.model.arch: {config.model.arch!r} is not for the {config.task.name} task; give {right}"
         )

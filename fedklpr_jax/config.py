@@ -70,8 +70,8 @@ FIELDS: dict[str, Field] = {
     "data.erase": Field(ByTask(0.3, 0.3, 0.0), "probability of erasing a rectangle of a training image",
                         *between(0, 1)),
     "model.arch": Field(ByTask("thin", "thin", "cnn"), "network; cnn, vgg* and *cifar* are for classification",
-                        *one_of("thin", "resnet18", "resnet34", "resnet50", "cnn", "vgg11", "vgg16", "vgg11_thin",
-                                 "resnet18_cifar", "resnet_cifar_thin")),
+                        *one_of("thin", "resnet18", "resnet34", "resnet50", "efficientnet_lite0", "cnn", "vgg11",
+                                 "vgg16", "vgg11_thin", "resnet18_cifar", "resnet_cifar_thin")),
     "model.pooling": Field("avg", "global pooling: average or generalised mean", *one_of("avg", "gem")),
     "model.norm": Field("batch", "classification: norms by statistics of the batch, or of each image over all channels "
                         "(group norm of one group), where submodels share none",
@@ -86,8 +86,8 @@ FIELDS: dict[str, Field] = {
                            "labels on drawn sites of no client, cached), or a weight file (.npz)",
                            "random, synthetic or the path of an .npz file",
                            lambda v: v in ("random", "synthetic") or v.endswith(".npz")),
-    "model.pretrained": Field("", "re-ID with a resnet, in place of model.weights: a file of torchvision-named weights "
-                              "that the trunk starts from; what it has not stays random",
+    "model.pretrained": Field("", "re-ID with a resnet or efficientnet_lite0, in place of model.weights: a file of "
+                              "others' weights that the trunk starts from; what it has not stays random",
                               "the path of a .pth, .pth.tar, .pt, .safetensors or .npz file",
                               lambda v: not v or v.endswith((".pth", ".pth.tar", ".pt", ".safetensors", ".npz"))),
     "task.name": Field("unsupervised", "the learning problem",
@@ -373,8 +373,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.model.norm != "batch" and config.task.name != "classification":
         raise InputError(f"config.model.norm: {config.model.norm!r} is for classification; give batch")
     if config.model.pretrained:
-        if config.model.arch not in ("resnet18", "resnet34", "resnet50"):
-            raise InputError(f"config.model.pretrained: is for resnet18, resnet34 and resnet50, not for "
+        known = ("resnet18", "resnet34", "resnet50", "efficientnet_lite0")
+        if config.model.arch not in known:
+            raise InputError(f"config.model.pretrained: is for {', '.join(known)}, not for "
                              f"{config.model.arch or 'the default network'}; set config.model.arch")
         if config.model.weights not in (None, "random"):
             raise InputError(f"config.model.pretrained: given beside model.weights={config.model.weights}, and a trunk "

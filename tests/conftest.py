@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # Run by a Python that has PyTorch.
-collect_ignore = ["torch_resnets.py"]
+collect_ignore = ["torch_networks.py"]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The multi-device tests run on four virtual CPU devices.

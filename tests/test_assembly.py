@@ -15,7 +15,7 @@ from fedklpr_jax.data.synthetic import DEFAULT_SITES
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Examined, Public
 from fedklpr_jax.metrics import Ledger
-from fedklpr_jax.models import pretrained
+from fedklpr_jax.models.foreign_names import torchvision_name
 
 pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
 
@@ -121,7 +121,7 @@ def test_the_server_gets_public_pictures_only_where_the_method_asks_for_them():
 def test_a_trunk_begins_with_the_weights_of_a_file_and_the_notes_say_so(tmp_path, task):
     given = config_of(task__name=task, model__arch="resnet18", model__pretrained=str(tmp_path / "net.npz"))
     like = jax.eval_shape(lambda: assembly.model_spec(given).init(jax.random.key(0), 32, 16))
-    names = {pretrained.torch_name(leaf): of for leaf, of in traverse_util.flatten_dict(like, sep="/").items()}
+    names = {torchvision_name(leaf): of for leaf, of in traverse_util.flatten_dict(like, sep="/").items()}
     names.pop(None)
     # Kernels [o, i, h, w]; every tensor with a value of its own, which tells them apart.
     shapes = {name: tuple(of.shape[axis] for axis in (3, 2, 0, 1)) if of.ndim == 4 else of.shape

@@ -124,6 +124,44 @@ def winograd_convolution(
     return patches_convolution(lhs, rhs, window_strides, padding, **kinds)
 
 
+def depthwise_convolution(
+    lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Padding, **kinds: Any
+) -> jax.Array:
+    """Convolution of every channel by a kernel of its own, as a sum over the places of the kernel.
+
+    A drop-in for `lax.conv_general_dilated` with as many groups as channels, which XLA:CPU runs without its fast
+    kernels. Sums run in float32.
+
+    Args:
+        lhs: images `[n, h, w, c]`.
+        rhs: kernels `[kh, kw, 1, c]`.
+        window_strides: `(sh, sw)`.
+        padding: as in `patches_convolution`.
+        **kinds: the other arguments of `lax.conv_general_dilated`: `feature_group_count` must be c, and the rest as
+            `patches_convolution` takes it.
+
+    Returns:
+        `[n, h', w', c]`.
+
+    Raises:
+        ValueError: for what this form does not cover.
+
+    >>> ones = jnp.ones((1, 3, 3, 2))
+    >>> depthwise_convolution(ones, ones[0, :, :, None], (1, 1), "SAME", feature_group_count=2)[0, :, :, 1].tolist()
+    [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+    """
+    plain = {key: kinds.get(key, default) for key, default in _PLAIN.items()}
+    channels = lhs.shape[-1]
+    if plain.pop("feature_group_count") != channels or rhs.shape[2:] != (1, channels):
+        raise ValueError(f"a kernel {rhs.shape} is not one for each of {channels} channels; use another convolution")
+    _refuse_unsupported(lhs, jnp.swapaxes(rhs, 2, 3), window_strides, feature_group_count=1, **plain)
+    windows = _windows(lhs, rhs.shape[:2], window_strides, padding, fill=0)
+    dtype = jnp.promote_types(lhs.dtype, jnp.float32)
+    kernels = rhs.reshape(-1, channels).astype(dtype)
+    total = reduce(jnp.add, (window.astype(dtype) * kernel for window, kernel in zip(windows, kernels, strict=True)))
+    return total.astype(kinds.get("preferred_element_type") or lhs.dtype)
+
+
 def max_pool(images: jax.Array, window: Sequence[int], strides: Sequence[int], padding: Padding) -> jax.Array:
     """Maximum over windows, as a maximum over strided slices, or over axes of the map where windows just tile it.
 
@@ -182,6 +220,22 @@ def choose_convolution(choice: str = "auto") -> Convolution:
         return convolution_for(jax.default_backend())
     forms: dict[str, Convolution] = {"winograd": winograd_convolution, "patches": patches_convolution}
     return forms.get(choice, lax.conv_general_dilated)
+
+
+def choose_depthwise(choice: str = "auto") -> Convolution:
+    """The same for a convolution of every channel by itself.
+
+    Args:
+        choice: as of `choose_convolution`; tiles and patches have no place here, so both mean the sum over the kernel.
+
+    Raises:
+        InputError: as `choose_convolution`.
+
+    >>> choose_depthwise("patches") is depthwise_convolution
+    True
+    """
+    stock = choose_convolution(choice) is lax.conv_general_dilated
+    return lax.conv_general_dilated if stock else depthwise_convolution
 
 
 def _windows(

@@ -33,6 +33,35 @@ def conv(features: int, kernel: int, stride: int, *, name: str, dtype: Any, conv
     )
 
 
+def same_conv(
+    features: int,
+    kernel: int,
+    stride: int,
+    *,
+    name: str,
+    dtype: Any,
+    convolution: Convolution,
+    by_channel: Convolution,
+    depthwise: bool = False,
+) -> nn.Conv:
+    """A square convolution without bias, padded as TensorFlow's "SAME": a map of h rows becomes ceil(h / stride).
+
+    With `depthwise` every channel has a kernel of its own (`features` are those of the map), by `by_channel`.
+    """
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (stride, stride),
+        padding="SAME",
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=he_fan_out,
+        feature_group_count=features if depthwise else 1,
+        conv_general_dilated=by_channel if depthwise else convolution,
+        name=name,
+    )
+
+
 class GeM(nn.Module):
     """Generalised mean over the map, `mean(max(x, eps)^p)^(1/p)`, p learnable (Radenovic et al., 2018, eq. 3)."""
 

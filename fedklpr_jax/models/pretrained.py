@@ -1,18 +1,17 @@
-"""Weights of others: ResNet-18, -34 and -50 under torchvision's names, as the start of a trunk.
+"""Weights of others as the start of a trunk: ResNet-18, -34 and -50 under torchvision's names, and EfficientNet-Lite0.
 
     python experiments/run.py --config=experiments/fedklpr_r50.py --config.model.pretrained=resnet50.pth
 
-What the file has and the network has not (`fc`) is left out; what the network has and the file has not (the neck, the
-embedding block, the exponent of GeM) begins as it always does, and the classifier belongs to the task. Such weights
-expect RGB images in [0, 1], less (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225) by channel: what
-`data.augment.normalise` makes of every re-ID picture. The networks differ from torchvision's in the stride of the last
+What the file has and the network has not (the classifier) is left out; what the network has and the file has not (the
+neck, the embedding block, the exponent of GeM) begins as it always does, and the classifier belongs to the task. Such
+weights expect RGB images in [0, 1], less (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225) by channel: what
+`data.augment.normalise` makes of every re-ID picture. The networks differ from theirs in the stride of the last
 stage alone (`ModelSpec.last_stride`), which changes no shape of a weight.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,20 +22,12 @@ import numpy as np
 from flax import traverse_util
 
 from fedklpr_jax.errors import InputError
-from fedklpr_jax.models.spec import SPECS, ModelSpec, Variables, make_spec
+from fedklpr_jax.models.foreign_names import NAMINGS
+from fedklpr_jax.models.spec import ModelSpec, Variables, make_spec
 from fedklpr_jax.models.tensor_files import open_tensors, read_float32
 
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "efficientnet_lite0")
 
-_ANCHOR = "layer1.0.conv1.weight"  # in every residual network, and at the end of no other name
-_LEAVES = {
-    "params/kernel": "weight",
-    "params/scale": "weight",
-    "params/bias": "bias",
-    "batch_stats/mean": "running_mean",
-    "batch_stats/var": "running_var",
-}
-_TRUNK = re.compile(r"(conv1|bn1|layer\d+_\d+/(conv|bn|downsample_)\w+)/\w+")
 _MOST_NAMES = 4
 
 
@@ -48,54 +39,37 @@ class Loaded(NamedTuple):
     report: tuple[str, ...]
 
 
-def torch_name(path: str) -> str | None:
-    """torchvision's name for a leaf of a residual network, by its path; None for what torchvision's has not.
-
-    >>> torch_name("params/layer1_0/downsample_bn/scale"), torch_name("batch_stats/bn1/var")
-    ('layer1.0.downsample.1.weight', 'bn1.running_var')
-    >>> torch_name("params/bnneck/scale")
-    """
-    kind, _, place = path.partition("/")
-    if not _TRUNK.fullmatch(place):
-        return None
-    layer, _, leaf = place.rpartition("/")
-    layer = re.sub(r"^(layer\d+)_(\d+)/", r"\1.\2.", layer)
-    layer = layer.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
-    return f"{layer}.{_LEAVES[f'{kind}/{leaf}']}"
-
-
 def load(path: Path, spec: ModelSpec, key: jax.Array) -> Loaded:
-    """Variables of a residual network with the trunk from a file.
+    """Variables of a network with the trunk from a file.
 
     Names may stand behind a common prefix (`module.`, `backbone.`).
 
     Args:
       path: `.pth`, `.safetensors` or `.npz`, as `tensor_files.open_tensors` reads it.
-      spec: the network; its blocks have to be those of the file.
+      spec: a network of `ARCHITECTURES`, or another of their families; its blocks have to be those of the file.
       key: of `jax.random.key`, for what is not in the file.
 
     Raises:
       InputError: a file that cannot be read, is of another network, or lacks a tensor or has it in another shape.
     """
-    tensors = open_tensors(path)
-    prefix = _prefix(path, tensors)
+    tensors, naming = open_tensors(path), NAMINGS[spec.family]
+    right = f"give {naming.words} of {spec.name}"
+    prefix = _prefix(path, tensors, naming.anchor, right)
     ours = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
-    right = f"give torchvision-named weights of {spec.name}"
-    found = _blocks(ours)
-    if found != (spec.blocks, spec.bottleneck):
-        raise InputError(f"{path}: weights of {_named(*found)}, not of {spec.name}; set config.model.arch, or {right}")
+    if another := naming.another(ours, spec):
+        raise InputError(f"{path}: weights of {another}, not of {spec.name}; set config.model.arch, or {right}")
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         # The size of the images changes no shape.
         return traverse_util.flatten_dict(spec.init(key, 64, 32), sep="/")
 
     like = jax.eval_shape(init, key)
-    wanted = {leaf: name for leaf in like if (name := torch_name(leaf))}
+    wanted = {leaf: name for leaf in like if (name := naming.of(leaf))}
     missing = [name for name in wanted.values() if name not in ours]
     if missing:
         raise InputError(f"{path}: {len(missing)} of {len(wanted)} tensors are missing ({_few(missing)}); {right}")
     left = sorted(name for name in ours - set(wanted.values()) if not name.endswith("num_batches_tracked"))
-    strange = [name for name in left if re.match(r"conv1\.|bn1\.|layer\d", name)]
+    strange = [name for name in left if naming.trunk.match(name)]
     if strange:
         raise InputError(f"{path}: {_few(strange)}: no part of {spec.name}, so that it is another network; {right}")
     for leaf, name in wanted.items():
@@ -121,13 +95,13 @@ def load(path: Path, spec: ModelSpec, key: jax.Array) -> Loaded:
 def trunk_features(
     path: str | os.PathLike[str], images: Any, arch: str = "resnet50", last_stride: int = 2
 ) -> np.ndarray:
-    """The feature that the network in a file has for images, to check the file: torchvision's in front of `fc`.
+    """The feature that the network in a file has for images, to check the file: theirs in front of the classifier.
 
     Args:
       path: as of `load`.
       images: float32 `[n, h, w, 3]`, RGB, normalised as at the top of this module.
       arch: one of `ARCHITECTURES`.
-      last_stride: of the last stage: 2 as in torchvision, 1 as the runs have it.
+      last_stride: of the last stage: 2 as theirs, 1 as the runs have it.
 
     Returns:
       float32 `[n, d]`, averaged over the map, in eval mode.
@@ -136,7 +110,7 @@ def trunk_features(
       InputError: as `load`; another network; images of another type or shape.
     """
     if arch not in ARCHITECTURES:
-        raise InputError(f"arch: {arch!r} has no torchvision names; give one of {', '.join(ARCHITECTURES)}")
+        raise InputError(f"arch: {arch!r} has no names in files of others; give one of {', '.join(ARCHITECTURES)}")
     images = np.asarray(images)
     if images.dtype != np.float32 or images.ndim != 4 or images.shape[3] != 3:
         raise InputError(f"images: {images.dtype} {images.shape} is not allowed; give float32 [n, h, w, 3], normalised")
@@ -148,31 +122,16 @@ def trunk_features(
     return np.asarray(outputs["pooled"])
 
 
-def _prefix(path: Path, names: Collection[str]) -> str:
+def _prefix(path: Path, names: Collection[str], anchor: str, right: str) -> str:
     """What stands in front of every name of the trunk."""
-    found = [name.removesuffix(_ANCHOR) for name in names if name.endswith(_ANCHOR)]
+    found = [name.removesuffix(anchor) for name in names if name.endswith(anchor)]
     if len(found) == 1:
         return found[0]
     if found:
         raise InputError(f"{path}: {len(found)} networks, behind {_few(found)}; give a file of one")
     if any(name.startswith("params/") for name in names):
         raise InputError(f"{path}: weights of this library; give the file as config.model.weights")
-    raise InputError(f"{path}: has no {_ANCHOR}, but {_few(sorted(names))}; give torchvision-named weights of a ResNet")
-
-
-def _blocks(names: set[str]) -> tuple[tuple[int, ...], bool]:
-    """Blocks of each stage, and whether they are bottlenecks."""
-    stages = [match for name in names if (match := re.fullmatch(r"layer(\d{1,2})\.\d+\.conv1\.weight", name))]
-    last = max(int(match[1]) for match in stages)
-    counts = tuple(sum(int(match[1]) == stage for match in stages) for stage in range(1, last + 1))
-    return counts, _ANCHOR.replace("conv1", "conv3") in names
-
-
-def _named(blocks: tuple[int, ...], bottleneck: bool) -> str:
-    for name in ARCHITECTURES:
-        if (SPECS[name].blocks, SPECS[name].bottleneck) == (blocks, bottleneck):
-            return name
-    return f"a ResNet of {'+'.join(map(str, blocks))} {'bottlenecks' if bottleneck else 'blocks'}"
+    raise InputError(f"{path}: has no {anchor}, but {_few(sorted(names))}; {right}")
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

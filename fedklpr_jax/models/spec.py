@@ -13,11 +13,12 @@ import jax.numpy as jnp
 
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.models.cnn import CNN
-from fedklpr_jax.models.convolution import CONVOLUTIONS, choose_convolution
+from fedklpr_jax.models.convolution import CONVOLUTIONS, choose_convolution, choose_depthwise
+from fedklpr_jax.models.efficientnet import KERNELS, EfficientNetLite
 from fedklpr_jax.models.resnet import BottleneckBlock, ResNet
 from fedklpr_jax.models.vgg import VGG
 
-FAMILIES = ("resnet", "cnn", "vgg")
+FAMILIES = ("resnet", "cnn", "vgg", "efficientnet")
 NORMS = ("batch", "group")
 NECKS = ("bn", "none")
 STEMS = ("7x7/2+pool", "3x3/2", "3x3/1")
@@ -31,26 +32,27 @@ Variables = dict[str, Any]
 class ModelSpec:
     """A network as a hashable value; a narrower submodel is the same code with other `widths`.
 
-    It ends with its embedding: the last classifier belongs to the task. Three families stand behind the same two calls:
-    residual networks (re-ID and classification), VGG with norms, and the small CNN of FedOBP.
+    It ends with its embedding: the last classifier belongs to the task. Four families stand behind the same two calls:
+    residual networks (re-ID and classification), EfficientNet-Lite, VGG with norms, and the small CNN of FedOBP.
 
     Attributes:
         name: what reports and errors call it.
         widths: of `"resnet"` the channels of each stage; the stem has `widths[0]`, a bottleneck stage ends with four
             times its width. Of `"vgg"` the channels of each convolution. Of `"cnn"` two convolutions and a dense layer.
-        blocks: of `"resnet"` the residual blocks of each stage, of `"vgg"` the convolutions before each pool; of
-            `"cnn"` (1, 1, 1).
+            Of `"efficientnet"` the stem, what each of seven stages ends with, and the last convolution.
+        blocks: of `"resnet"` and `"efficientnet"` the blocks of each stage, of `"vgg"` the convolutions before each
+            pool; of `"cnn"` (1, 1, 1).
         bottleneck: 1x1-3x3-1x1 blocks (ResNet-50) instead of two 3x3 convolutions; residual networks only.
         stem: `"7x7/2+pool"` (stride 2, then 3x3 max-pool of stride 2), `"3x3/2"` or `"3x3/1"` for small images; read
             by residual networks.
-        last_stride: stride of the last stage; 1 keeps its map twice as large, the usual choice for re-ID; read by
-            residual networks.
+        last_stride: stride of the last stage that has one; 1 keeps its map twice as large, the usual choice for re-ID;
+            read by residual networks and EfficientNet.
         pooling: `"avg"`, or `"gem"` with a learnable exponent that starts at 3; the CNN has no global pooling.
         embedding_dim: 0 for the neck on the pooled feature; else the size of a Linear-BN block in its place (FedReID).
         dropout: rate on the embedding, in training only (FedReID: 0.5).
         dtype: of the trunk's computation, `"float32"` or `"bfloat16"`; parameters, statistics and outputs are float32.
         convolution: `"auto"` (by backend), `"winograd"`, `"patches"` or `"stock"`.
-        family: `"resnet"`, `"cnn"` or `"vgg"`.
+        family: `"resnet"`, `"cnn"`, `"vgg"` or `"efficientnet"`.
         neck: `"bn"` for a BNNeck; `"none"` where the embedding is the pooled feature, as in classification.
         norm: `"batch"`, or `"group"` for group norm of one group, which has no statistics of batches, so that none of
             another client's labels (Hsieh et al., "The non-IID data quagmire of decentralized machine learning", ICML
@@ -110,6 +112,11 @@ class ModelSpec:
             raise InputError(
                 f"model.blocks: {sum(self.blocks)} convolutions but model.widths has {widths}; give equally many"
             )
+        if self.family == "efficientnet" and (blocks != len(KERNELS) or widths != blocks + 2):
+            raise InputError(
+                f"model.widths: the efficientnet takes {len(KERNELS) + 2} and {len(KERNELS)} blocks, not {widths} and "
+                f"{blocks}; give a stem, {len(KERNELS)} stages and a head"
+            )
         if self.family == "cnn" and (widths != 3 or self.blocks != (1, 1, 1)):
             raise InputError(
                 f"model.widths: the cnn takes three and blocks (1, 1, 1), not {widths} and {self.blocks}; give those"
@@ -167,7 +174,7 @@ class ModelSpec:
 
         return replace(self, widths=tuple(map(narrow, self.widths)))
 
-    def module(self) -> ResNet | VGG | CNN:
+    def module(self) -> ResNet | EfficientNetLite | VGG | CNN:
         """The Linen module; only `models/` and its tests look at it."""
         shared: dict[str, Any] = {
             "widths": self.widths,
@@ -183,6 +190,9 @@ class ModelSpec:
         shared |= {"blocks": self.blocks, "pooling": self.pooling}
         if self.family == "vgg":
             return VGG(**shared)
+        if self.family == "efficientnet":
+            depthwise = choose_depthwise(self.convolution)
+            return EfficientNetLite(last_stride=self.last_stride, depthwise=depthwise, **shared)
         return ResNet(bottleneck=self.bottleneck, stem=self.stem, last_stride=self.last_stride, **shared)
 
     def init(self, key: jax.Array, height: int, width: int, channels: int = 3) -> Variables:
@@ -256,6 +266,8 @@ SPECS: dict[str, ModelSpec] = {
         ModelSpec("resnet18", _WIDTHS, (2, 2, 2, 2)),
         ModelSpec("resnet34", _WIDTHS, (3, 4, 6, 3)),
         ModelSpec("resnet50", _WIDTHS, (3, 4, 6, 3), bottleneck=True),
+        ModelSpec("efficientnet_lite0", (32, 16, 24, 40, 80, 112, 192, 320, 1280), (1, 2, 2, 3, 3, 4, 1),
+                  family="efficientnet"),
         # For 64x32 images on a CPU: the first maps carry most of the cost and the last most of the parameters.
         ModelSpec("thin", (8, 32, 64, 192), (1, 1, 1, 1), stem="3x3/2", last_stride=2),
         # Classification of small images (28x28, 32x32).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from fedklpr_jax.errors import InputError
 from fedklpr_jax.models.convolution import (
     choose_convolution,
     convolution_for,
+    depthwise_convolution,
     max_pool,
     patches_convolution,
     winograd_convolution,
@@ -63,6 +65,31 @@ def test_equals_stock_forward_and_gradients(
     )
     for ours, theirs in zip(*both(x, w), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel, strides", [(3, (1, 1)), (5, (2, 2)), (3, (2, 1))])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 2), (3, 1))])
+def test_depthwise_equals_stock_forward_and_gradients(kernel: int, strides: Any, padding: Any) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
+    w = jax.random.normal(jax.random.key(1), (kernel, kernel, 1, 3))
+    groups = {"dimension_numbers": LAYOUT, "feature_group_count": 3}
+    stock, ours = (partial(f, **groups) for f in (lax.conv_general_dilated, depthwise_convolution))
+    both = jax.jit(lambda x, w: [with_gradients(f, x, w, strides, padding) for f in (ours, stock)])
+    for mine, theirs in zip(*both(x, w), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_depthwise_sums_in_float32_and_refuses_other_groups() -> None:
+    # 1 + 8 * 2^-9; in bfloat16 the sum would stay at 1, here it is rounded once.
+    x = jnp.full((1, 3, 3, 1), 2.0**-9, jnp.bfloat16).at[0, 0, 0, 0].set(1)
+    w = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
+    y = depthwise_convolution(x, w, (1, 1), "VALID", feature_group_count=1)
+    assert y.dtype == jnp.bfloat16 and float(y[0, 0, 0, 0]) == 1.015625
+    for groups, shape in ((1, (3, 3, 2, 2)), (2, (3, 3, 1, 4)), (1, (3, 3, 1, 2))):
+        with pytest.raises(ValueError, match="not one for each of 2 channels"):
+            depthwise_convolution(jnp.ones((1, 4, 4, 2)), jnp.ones(shape), (1, 1), "SAME", feature_group_count=groups)
+    with pytest.raises(ValueError, match="no dilation"):
+        depthwise_convolution(x, w, (1, 1), "SAME", feature_group_count=1, rhs_dilation=(2, 2))
 
 
 def test_vmap_over_client_kernels_and_scan_equal_separate_calls() -> None:

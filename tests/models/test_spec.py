@@ -38,7 +38,14 @@ def assert_trees_equal(left: Any, right: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-@pytest.mark.parametrize("name, trunk", [("resnet18", 11_176_512), ("resnet34", 21_284_672), ("resnet50", 23_508_032)])
+@pytest.mark.parametrize(
+    "name, trunk",
+    [
+        ("resnet18", 11_176_512), ("resnet34", 21_284_672), ("resnet50", 23_508_032),
+        # 4,652,008 with its classifier of 1000 classes.
+        ("efficientnet_lite0", 4_652_008 - 1281 * 1000),
+    ],
+)  # fmt: skip
 def test_trunk_sizes_are_the_well_known_ones(name: str, trunk: int) -> None:
     params = dict(shapes(make_spec(name))["params"])
     neck = params.pop("bnneck")
@@ -69,16 +76,19 @@ def test_resnet50_embedding_is_2048() -> None:
 
 
 @pytest.mark.parametrize("last_stride, size", [(1, (16, 8)), (2, (8, 4))])
-def test_last_stride_one_keeps_the_map_twice_as_large(last_stride: int, size: tuple[int, int]) -> None:
-    spec = make_spec("resnet50", last_stride=last_stride)
+@pytest.mark.parametrize("name, layer, width", [("resnet50", "layer4_2", 2048), ("efficientnet_lite0", "bn1", 1280)])
+def test_last_stride_one_keeps_the_map_twice_as_large(
+    last_stride: int, size: tuple[int, int], name: str, layer: str, width: int
+) -> None:
+    spec = make_spec(name, last_stride=last_stride)
 
     def last_map(variables: Any, x: jax.Array) -> jax.Array:
         module: Any = spec.module()
         _, seen = module.apply(variables, x, train=False, mutable=["intermediates"], capture_intermediates=True)
-        return seen["intermediates"]["layer4_2"]["__call__"][0]
+        return seen["intermediates"][layer]["__call__"][0]
 
     found = jax.eval_shape(last_map, shapes(spec), jax.ShapeDtypeStruct((1, 256, 128, 3), jnp.float32))
-    assert found.shape == (1, *size, 2048)
+    assert found.shape == (1, *size, width)
 
 
 def test_leaf_names_and_plain_dicts() -> None:
@@ -107,9 +117,15 @@ def test_init_depends_on_the_key_alone() -> None:
     )
 
 
-def test_convolution_choice_changes_neither_parameters_nor_numbers() -> None:
-    kind = {"widths": (4, 8), "blocks": (1, 1), "bottleneck": True, "stem": "7x7/2+pool"}
-    stock, *others = (make_spec("thin", convolution=c, **kind) for c in ("stock", "patches", "winograd"))
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("thin", {"widths": (4, 8), "blocks": (1, 1), "bottleneck": True, "stem": "7x7/2+pool"}),
+        ("efficientnet_lite0", {"widths": (4, 4, 8, 8, 8, 8, 8, 8, 16), "blocks": (1, 1, 1, 1, 1, 2, 1)}),
+    ],
+)
+def test_convolution_choice_changes_neither_parameters_nor_numbers(name: str, kind: dict[str, Any]) -> None:
+    stock, *others = (make_spec(name, convolution=c, **kind) for c in ("stock", "patches", "winograd"))
     variables = stock.init(jax.random.key(0), 16, 8)
     theirs = run(stock, variables, images(), True)
     for other in others:
@@ -221,6 +237,7 @@ def test_specs_are_hashable_values() -> None:
         ("thin", {"widths": (8, 0, 8, 8)}, "model.widths"),
         ("thin", {"widths": 8}, "model.widths"),
         ("thin", {"blocks": (1, 1)}, "model.blocks: 2 stages"),
+        ("efficientnet_lite0", {"widths": (8, 8, 8)}, "takes 9 and 7 blocks, not 3 and 7"),
         ("thin", {"embedding_dim": -1}, "model.embedding_dim"),
         ("thin", {"dropout": 1.0}, "model.dropout"),
     ],

@@ -1,6 +1,6 @@
-"""ResNets of torchvision in plain PyTorch, for comparison: a script for a Python that has PyTorch, of no other use.
+"""ResNets of torchvision and EfficientNet-Lite0 in plain PyTorch, for comparison: a script for a Python that has it.
 
-    PYTHON tests/torch_resnets.py FOLDER NAME
+    PYTHON tests/torch_networks.py FOLDER NAME
 
 writes into FOLDER random weights of the network NAME as `torch.save` does, in both formats, some images, and the
 features of the network for each stride of its last stage.
@@ -72,10 +72,73 @@ class ResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
 
 
+class Same(nn.Conv2d):
+    """A convolution padded as in TensorFlow: zeros for ceil(size / stride) places, the odd one behind."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pads = []
+        for size in (x.shape[3], x.shape[2]):
+            kernel, stride = self.kernel_size[0], self.stride[0]
+            total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
+            pads += [total // 2, total - total // 2]
+        return super().forward(nn.functional.pad(x, pads))
+
+
+def slow_norm(width: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(width, eps=1e-3)
+
+
+class Inverted(nn.Module):
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self._expand_conv = Same(inputs, wide, 1) if expansion > 1 else None
+        if expansion > 1:
+            self._bn0 = slow_norm(wide)
+        self._depthwise_conv, self._bn1 = Same(wide, wide, kernel, stride, groups=wide), slow_norm(wide)
+        self._project_conv, self._bn2 = Same(wide, outputs, 1), slow_norm(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        if self._expand_conv is not None:
+            y = nn.functional.relu6(self._bn0(self._expand_conv(y)))
+        y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        return x + y if x.shape == y.shape else y
+
+
+class Lite0(nn.Module):
+    def __init__(self, last_stride: int = 2) -> None:
+        super().__init__()
+        self._conv_stem, self._bn0 = Same(3, 32, 3, 2), slow_norm(32)
+        inputs, blocks = 32, []
+        for outputs, count, kernel, stride, expansion in (
+            (16, 1, 3, 1, 1), (24, 2, 3, 2, 6), (40, 2, 5, 2, 6), (80, 3, 3, 2, 6), (112, 3, 5, 1, 6),
+            (192, 4, 5, last_stride, 6), (320, 1, 3, 1, 6),
+        ):  # fmt: skip
+            for number in range(count):
+                blocks.append(Inverted(inputs, outputs, kernel, 1 if number else stride, expansion))
+                inputs = outputs
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head, self._bn1 = Same(320, 1280, 1), slow_norm(1280)
+        self._fc = nn.Linear(1280, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The feature in front of `_fc`."""
+        x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
+        return nn.functional.relu6(self._bn1(self._conv_head(self._blocks(x)))).mean((2, 3))
+
+
+def network(name: str, last_stride: int) -> nn.Module:
+    return Lite0(last_stride) if name == "efficientnet_lite0" else ResNet(*NETWORKS[name], last_stride)
+
+
 def main(folder: Path, name: str) -> None:
     torch.manual_seed(0)
-    blocks, bottleneck = NETWORKS[name]
-    net = ResNet(blocks, bottleneck)
+    net = network(name, 2)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -91,7 +154,7 @@ def main(folder: Path, name: str) -> None:
     images = torch.randn(1, 3, 64, 32)
     np.save(folder / "images.npy", images.permute(0, 2, 3, 1).contiguous().numpy())
     for stride in (1, 2):
-        same = ResNet(blocks, bottleneck, stride)
+        same = network(name, stride)
         same.load_state_dict(weights)
         with torch.no_grad():
             np.save(folder / f"features-{stride}.npy", same.eval()(images).numpy())
