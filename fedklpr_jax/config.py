@@ -55,6 +55,8 @@ FIELDS: dict[str, Field] = {
     "data.height": Field(64, "image height in pixels", *between(16, 1024)),
     "data.width": Field(32, "image width in pixels", *between(16, 1024)),
     "data.cache": Field("", "folder, tfds: directory for decoded pictures; empty = the user's cache directory"),
+    "data.stream": Field(False, "training pictures stay on disk and are read a batch at a time, for sets larger than "
+                         "memory (extra grain)"),
     "data.scenario": Field("dataset", "re-ID: a client is a site, one camera of a site, or a share of a site's people "
                            "[S FedReID]", *one_of("dataset", "camera", "identity")),
     "data.identity_clients": Field(2, "identity scenario: clients that a site's people are dealt to [S FedReID]",
@@ -372,6 +374,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.data.source not in ("synthetic", "folder", "tfds:reid_folder") and config.task.name != "classification":
         raise InputError(f"config.data.source: {config.data.source!r} is for classification; give synthetic, folder or "
                          "tfds:reid_folder")
+    copied = config.data.scenario != "dataset" or config.method.name == "centralised"
+    if config.data.stream and (copied or config.hosts):
+        raise InputError("config.data.stream: is for one host, the scenario dataset and clients of their own (not "
+                         "centralised); leave it off, or change config.hosts, data.scenario or method.name")
     if config.model.norm != "batch" and config.task.name != "classification":
         raise InputError(f"config.model.norm: {config.model.norm!r} is for classification; give batch")
     if config.model.pretrained:
