@@ -4,7 +4,7 @@
 
 One client, supervised, the network and the batches of a run by default. The pictures are noise in a memory map, as the
 cache of decoded pictures is. Both ways run in processes of their own that train the same steps in turn, A B A B ...;
-the model that each ends with is compared bit for bit. What a step waits for its batch is counted by the side that reads.
+the model that each ends with is compared bit for bit. What a step waits for its batch is counted where it is read.
 Memory is what the process holds that is no file (`RssAnon`), after training: a memory map's pages are the system's to
 drop.
 """
