@@ -14,7 +14,7 @@ import numpy as np
 
 from fedklpr_jax import hosts, privacy
 from fedklpr_jax.console import Console
-from fedklpr_jax.data import drawn, folder, labelled, partition, shapes, synthetic
+from fedklpr_jax.data import drawn, folder, labelled, partition, prepared, shapes, synthetic
 from fedklpr_jax.data.public import public_pixels
 from fedklpr_jax.data.scenario import split_sites
 from fedklpr_jax.data.site import Clients, Site, here, pooled
@@ -111,9 +111,11 @@ def load_sites(config: ml_collections.ConfigDict) -> tuple[list[Site], list[Site
     size = {"height": data.height, "width": data.width}
     # Without names all there are take part, the unseen ones among them.
     wanted = names + unseen if names else []
+    cache = cache_directory(data.cache, "images")
     if data.source == "folder":
-        cache = cache_directory(data.cache, "images")
         found, notes = folder.read_sites(Path(data.root), wanted, cache=cache, **size)
+    elif data.source.startswith("tfds:"):
+        found, notes = prepared.read_prepared(data.root, wanted, cache=cache, **size)
     else:
         specs = {spec.name: spec for spec in synthetic.DEFAULT_SITES}
         for name in wanted:
@@ -123,7 +125,6 @@ def load_sites(config: ml_collections.ConfigDict) -> tuple[list[Site], list[Site
                     f"config.data.{setting}: {name!r} is no synthetic site; there are {', '.join(specs)}"
                 )
         chosen = [specs[name] for name in wanted] or list(specs.values())
-        cache = cache_directory(data.cache, "images")
         found, notes = drawn.kept_sites(data.seed, specs=chosen, cache=cache, **size), []
     by_name = {site.name: site for site in found}
     for name in unseen:

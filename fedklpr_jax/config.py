@@ -33,7 +33,8 @@ FIELDS: dict[str, Field] = {
     "rounds": Field(ByTask(12, 8, 20), "communication rounds T", *at_least(1)),
     "epochs": Field(2, "local epochs E of a round, and of the 'after' column", *at_least(1)),
     "participation": Field(1.0, "share of the clients in each round, at least one", *above(0)),
-    "data.source": Field("synthetic", "where pictures come from: drawn, a folder, or (classification) a TFDS data set",
+    "data.source": Field("synthetic", "where pictures come from: drawn, a folder, or a TFDS data set (re-ID: "
+                         "tfds:reid_folder)",
                          "synthetic, folder or tfds:NAME",
                          lambda v: v in ("synthetic", "folder") or (v.startswith("tfds:") and len(v) > 5)),
     "data.root": Field("", "folder source: re-ID: the directory whose sub-folders are the clients; classification: one "
@@ -53,7 +54,9 @@ FIELDS: dict[str, Field] = {
                        *between(0, 2**31 - 1)),
     "data.height": Field(64, "image height in pixels", *between(16, 1024)),
     "data.width": Field(32, "image width in pixels", *between(16, 1024)),
-    "data.cache": Field("", "folder source: directory for decoded pictures; empty = the user's cache directory"),
+    "data.cache": Field("", "folder, tfds: directory for decoded pictures; empty = the user's cache directory"),
+    "data.stream": Field(False, "training pictures stay on disk and are read a batch at a time, for sets larger than "
+                         "memory (extra grain)"),
     "data.scenario": Field("dataset", "re-ID: a client is a site, one camera of a site, or a share of a site's people "
                            "[S FedReID]", *one_of("dataset", "camera", "identity")),
     "data.identity_clients": Field(2, "identity scenario: clients that a site's people are dealt to [S FedReID]",
@@ -368,8 +371,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(f"config.participation: {config.participation!r} is not allowed; give a share of at most 1")
     if config.data.source == "folder" and not config.data.root:
         raise InputError("config.data.root: empty; the folder source needs the directory that holds the pictures")
-    if config.data.source.startswith("tfds:") and config.task.name != "classification":
-        raise InputError(f"config.data.source: {config.data.source!r} is for classification; give synthetic or folder")
+    if config.data.source not in ("synthetic", "folder", "tfds:reid_folder") and config.task.name != "classification":
+        raise InputError(f"config.data.source: {config.data.source!r} is for classification; give synthetic, folder or "
+                         "tfds:reid_folder")
+    copied = config.data.scenario != "dataset" or config.method.name == "centralised"
+    if config.data.stream and (copied or config.hosts):
+        raise InputError("config.data.stream: is for one host, the scenario dataset and clients of their own (not "
+                         "centralised); leave it off, or change config.hosts, data.scenario or method.name")
     if config.model.norm != "batch" and config.task.name != "classification":
         raise InputError(f"config.model.norm: {config.model.norm!r} is for classification; give batch")
     if config.model.pretrained:

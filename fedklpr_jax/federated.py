@@ -55,6 +55,7 @@ import optax
 
 from fedklpr_jax import aggregation
 from fedklpr_jax.capacity import DeviceClasses
+from fedklpr_jax.data.stream import Ahead, nothing_ahead
 from fedklpr_jax.trees import PyTree
 
 __all__ = [
@@ -386,6 +387,7 @@ class Task:
       tests: what is tested; empty = one test a client, named like it.
       public: images at the server; None if there are none.
       first_epochs: local epochs of round 0 where they differ; 0 = as in the other rounds.
+      ahead: host; entered while plans, int [steps, batch] of each client, are carried out: what reads pictures ahead.
     """
 
     name: str
@@ -409,6 +411,7 @@ class Task:
     tests: tuple[Examined, ...] = ()
     public: Public | None = None
     first_epochs: int = 0
+    ahead: Ahead = nothing_ahead
 
     @property
     def examined(self) -> tuple[Examined, ...]:

@@ -17,6 +17,7 @@ from fedklpr_jax.aggregation import masked_mean, mean_of_sums, weighted_sums
 from fedklpr_jax.client_maps import CLIENT_MAPS, Common, client_mesh, compiled, everywhere, make_mapper, make_reducer
 from fedklpr_jax.client_states import ClientStates
 from fedklpr_jax.client_update import ClientUpdate, RoundInputs, Told
+from fedklpr_jax.data.stream import nothing_ahead
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import (
     ClientState,
@@ -134,11 +135,24 @@ def make_engine(
 
     return Engine(
         task, method, epochs, steps, lambda server: jax.device_put(server, everywhere(mesh)),
-        compiled(method.download, mesh), update, fine_tune,
+        compiled(method.download, mesh), _reading_ahead(task, update), _reading_ahead(task, fine_tune),
         lambda server, uploads: step(server, uploads, images),
-        programs.summed(stages, make_reducer(mesh, arrays), mesh.size) if sums else None,
+        _reading_ahead(task, programs.summed(stages, make_reducer(mesh, arrays), mesh.size)) if sums else None,
         compiled(after_sums, mesh, donate=(0,)),
     )  # fmt: skip
+
+
+def _reading_ahead(task: Task, program: Callable[..., Any]) -> Callable[..., Any]:
+    """A program over `RoundInputs`, with the pictures of their plans read ahead where the task does so."""
+    if task.ahead is nothing_ahead:
+        return program
+
+    def run(round_: int, rates: np.ndarray, inputs: RoundInputs, *rest: Any) -> Any:
+        rows = zip(np.asarray(inputs.plan), np.asarray(inputs.steps), strict=True)
+        with task.ahead([plan[:, :steps].reshape(-1, plan.shape[-1]) for plan, steps in rows]):
+            return program(round_, rates, inputs, *rest)
+
+    return run
 
 
 def _sharded_mean(mesh: Mesh) -> Callable[..., PyTree]:

@@ -29,7 +29,8 @@ SEEDS = Path(__file__).resolve().parents[1] / "tests" / "fuzz_seeds"
 TARGETS = {
     "decode": ("payloads", ["fedklpr_jax.wire", "fedklpr_jax.wire_sections"]),
     "folder": ("folders", [f"fedklpr_jax.data.{name}"
-                           for name in ("folder", "finding", "layouts", "listing", "image_cache", "labelled")]),
+                           for name in ("folder", "finding", "layouts", "listing", "decoding", "image_cache",
+                                        "labelled")]),
     "command": ("settings", ["fedklpr_jax.cli", "fedklpr_jax.config", "fedklpr_jax.fields"]),
     "settings": ("settings", ["fedklpr_jax.config", "fedklpr_jax.fields"]),
 }

@@ -11,27 +11,22 @@ Nothing here trusts a picture: what does not decode is refused with one line and
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from fedklpr_jax.data import image_cache
+from fedklpr_jax.data import decoding, image_cache
+from fedklpr_jax.data.decoding import Source, formats_by_name
 from fedklpr_jax.data.finding import MARKET_FOLDERS, find, opened_site
 from fedklpr_jax.data.layouts import GALLERY, MARKET_LAYOUT, QUERY, SPLITS, TRAIN, Layout, Picture
-from fedklpr_jax.data.listing import ARCHIVE, MAX_BYTES, Read, first_line, line, shown
+from fedklpr_jax.data.listing import ARCHIVE, MAX_BYTES, Member, line, shown
 from fedklpr_jax.data.site import Images, Site
 from fedklpr_jax.errors import InputError
 
-MAX_PIXELS = 1 << 24
+Decode = Callable[[Sequence[str]], tuple[np.ndarray, dict[str, str]]]
 
-_CHUNK = 256
-# Deeper modes (16-bit, float) would be clipped, not scaled, by a conversion to RGB.
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 TITLES = {TRAIN: "training", QUERY: "query", GALLERY: "gallery"}
 
 
@@ -60,30 +55,62 @@ def read_site(folder: Path, *, height: int, width: int, cache: Path | None = Non
     if isinstance(found, str):
         raise InputError(f"{folder}: {found}")
     with opened_site(found) as (listed, read):
-        pictures, refused = listed.pictures, listed.refused
-        members, paths = [picture.member for picture in pictures], [picture.path for picture in pictures]
-        check_splits(folder.name, found.layout, pictures, refused)
+        members = [picture.member for picture in listed.pictures]
+        source = Source(read, formats_by_name)
+        decode = decoder(source, folder / found.base, folder.name, members, height=height, width=width, cache=cache)
+        return decoded_site(folder.name, found.layout, listed.pictures, listed.refused, decode)
+
+
+def decoder(
+    source: Source, place: Path, name: str, members: Sequence[Member], *, height: int, width: int, cache: Path | None
+) -> Decode:
+    """What decodes the pictures of a site: paths to pixels and, by path, why others are left out.
+
+    Args:
+      source: where the pictures come from.
+      place: where its files lie.
+      name: of the site.
+      members: the files; decoded pixels are kept until one of them changes.
+      height: see `read_site`.
+      width: see `read_site`.
+      cache: see `read_site`.
+    """
+
+    def decode(paths: Sequence[str]) -> tuple[np.ndarray, dict[str, str]]:
         if cache is None:
-            pixels, broken = _decode_to_memory(paths, read, height, width)
-        else:
-            stem = f"{folder.name[:40]}-{image_cache.digest(folder / found.base, members, height, width)}"
-            shape = (height, width, 3)
-            kept = image_cache.load(cache, stem, paths, shape)
-            if kept is None:
-                image_cache.write(cache, stem, _decoded(paths, read, height, width), len(paths), shape)
-                kept = image_cache.load(cache, stem, paths, shape)
-            if kept is None:
-                raise InputError(f"{cache}: what was just written there cannot be read back; give another cache folder")
-            pixels, broken = kept
-    refused = sorted(refused + [line(path, reason) for path, reason in broken.items()])
+            return decoding.in_memory(paths, source, height, width)
+        stem = f"{name[:40]}-{image_cache.digest(place, members, height, width)}"
+        return decoding.on_disk(paths, source, height, width, cache=cache, stem=stem)
+
+    return decode
+
+
+def decoded_site(
+    name: str, layout: Layout, pictures: Sequence[Picture], refused: Sequence[str], decode: Decode
+) -> Site:
+    """The site that these pictures make.
+
+    Args:
+      name: of the site.
+      layout: how its files lie, for messages.
+      pictures: in the order training, query, gallery.
+      refused: a line for each file left out so far.
+      decode: paths to the pixels of those that decode, in that order, and why others do not.
+
+    Raises:
+      InputError: a split without a readable picture, or nothing that can be scored.
+    """
+    check_splits(name, layout, pictures, refused)
+    pixels, broken = decode([picture.path for picture in pictures])
+    refused = sorted([*refused, *(line(path, reason) for path, reason in broken.items())])
     pictures = [picture for picture in pictures if picture.path not in broken]
-    check_splits(folder.name, found.layout, pictures, refused)
+    check_splits(name, layout, pictures, refused)
     train, query, gallery = (_images(split, pictures, pixels) for split in SPLITS)
-    site = Site(folder.name, train, query, gallery, tuple(refused))
+    site = Site(name, train, query, gallery, tuple(refused))
     if cross_camera_queries(site) == 0:
-        answers = f"{GALLERY}/" if found.layout is MARKET_LAYOUT else "the gallery"
+        answers = f"{GALLERY}/" if layout is MARKET_LAYOUT else "the gallery"
         raise InputError(
-            f"{site.name}: none of its {len(site.query)} queries has its person in {answers} under another "
+            f"{name}: none of its {len(query)} queries has its person in {answers} under another "
             "camera, so nothing can be scored; give at least one such pair"
         )
     return site
@@ -115,14 +142,29 @@ def read_sites(
     if not there:
         hint = "give its parent folder" if _why_no_site(root) is None else f"a site holds {ARCHIVE} or {MARKET_FOLDERS}"
         raise InputError(f"{root}: none of its {len(reasons)} sub-folders is a re-ID site; {hint}")
-    listed = ", ".join(map(shown, there))
+    check_names(root, names, there, reasons)
+    skipped = [] if names else [f"{shown(name)}: {reason}" for name, reason in reasons.items() if reason]
+    return [read_site(root / name, height=height, width=width, cache=cache) for name in names or there], skipped
+
+
+def check_names(root: Path, names: Sequence[str], there: Collection[str], reasons: Mapping[str, str | None]) -> None:
+    """Makes sure that the sites wanted are there, each named once.
+
+    Args:
+      root: where they lie, for the message.
+      names: the sites wanted.
+      there: those that can be had.
+      reasons: by its name why something else that lies there is none.
+
+    Raises:
+      InputError: one is not there, or is named twice.
+    """
     for place, name in enumerate(names):
         if name not in there:
+            listed = ", ".join(map(shown, there))
             raise InputError(f"{root}: {shown(name)} {reasons.get(name) or 'is not there'}; there is {listed}")
         if name in names[:place]:
             raise InputError(f"{root}: {name} is named twice; name every site once")
-    skipped = [] if names else [f"{shown(name)}: {reason}" for name, reason in reasons.items() if reason]
-    return [read_site(root / name, height=height, width=width, cache=cache) for name in names or there], skipped
 
 
 def read_pictures(files: Sequence[Path], *, height: int, width: int) -> tuple[np.ndarray, dict[str, str]]:
@@ -139,7 +181,8 @@ def read_pictures(files: Sequence[Path], *, height: int, width: int) -> tuple[np
     sizes = {str(file): file.stat().st_size for file in files}
     paths = [path for path, size in sizes.items() if size <= MAX_BYTES]
     large = {path: f"{size} bytes, more than {MAX_BYTES}" for path, size in sizes.items() if size > MAX_BYTES}
-    pixels, broken = _decode_to_memory(paths, lambda path: Path(path).read_bytes(), height, width)
+    source = Source(lambda path: Path(path).read_bytes(), formats_by_name)
+    pixels, broken = decoding.in_memory(paths, source, height, width)
     return pixels, {shown(Path(path).name): reason for path, reason in (large | broken).items()}
 
 
@@ -194,55 +237,3 @@ def _images(split: str, pictures: Sequence[Picture], pixels: np.ndarray) -> Imag
         np.array([picture.cam for picture in chosen], np.int32),
         tuple(shown(picture.path) for picture in chosen),
     )
-
-
-def _pixels_of(blob: bytes, height: int, width: int, formats: tuple[str, ...]) -> np.ndarray | str:
-    """uint8 [height, width, 3], or the reason why these bytes are no usable picture."""
-    try:
-        with Image.open(io.BytesIO(blob), formats=formats) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}"
-            if image.mode not in _MODES:
-                return f"pixels of mode {image.mode}; 8 bits a channel are read"
-            return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
-    except UnidentifiedImageError:
-        return f"not a {' or '.join(formats)} picture"
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise nearly every type on damaged bytes
-        return f"does not decode ({first_line(error)})"
-
-
-def _decoded(
-    paths: Sequence[str], read: Read, height: int, width: int
-) -> Iterator[tuple[str, np.ndarray | str]]:
-    def work(path: str) -> tuple[str, np.ndarray | str]:
-        try:
-            blob = read(path)
-        except OSError as error:
-            # A disk or permission fault is not the picture's: refusing it would quietly shrink the data.
-            raise InputError(f"{shown(path)}: cannot be read ({first_line(error)}); make it readable") from error
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged, encrypted or oddly compressed zip member
-            return path, f"cannot be unpacked ({first_line(error)})"
-        return path, _pixels_of(blob, height, width, ("BMP",) if path.lower().endswith(".bmp") else ("JPEG", "PNG"))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # In chunks, because `map` would start on everything and hold what the reader has not yet taken.
-        for start in range(0, len(paths), _CHUNK):
-            yield from pool.map(work, paths[start : start + _CHUNK])
-
-
-def _decode_to_memory(
-    paths: Sequence[str], read: Read, height: int, width: int
-) -> tuple[np.ndarray, dict[str, str]]:
-    pixels = np.empty((len(paths), height, width, 3), np.uint8)
-    kept, broken = 0, {}
-    for path, result in _decoded(paths, read, height, width):
-        if isinstance(result, str):
-            broken[path] = result
-        else:
-            pixels[kept] = result
-            kept += 1
-    return pixels[:kept], broken

@@ -19,9 +19,9 @@ from fedklpr_jax.errors import InputError
 _VERSION = 1
 
 
-def digest(folder: Path, members: Sequence[Member], height: int, width: int) -> str:
-    """A name for these files, in this order and decoded to this size."""
-    text = json.dumps([_VERSION, str(folder.resolve()), members, height, width])
+def digest(folder: Path, members: Sequence[Member], *size: int) -> str:
+    """A name for these files, in this order and decoded to this size (height, width), or as they are."""
+    text = json.dumps([_VERSION, str(folder.resolve()), members, *size])
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fedklpr_jax.data.folder import MAX_BYTES, MAX_PIXELS
+from fedklpr_jax.data.decoding import MAX_PIXELS
+from fedklpr_jax.data.listing import MAX_BYTES
 from fedklpr_jax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")

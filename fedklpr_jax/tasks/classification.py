@@ -16,6 +16,7 @@ import optax
 
 from fedklpr_jax.data.labelled import Labelled
 from fedklpr_jax.data.plans import shuffled_plan
+from fedklpr_jax.data.stream import Streamed, ahead_of, import_grain
 from fedklpr_jax.evaluation.accuracy import Classified, classified
 from fedklpr_jax.federated import ClientData, Examined, Task
 from fedklpr_jax.models.spec import ModelSpec
@@ -140,10 +141,14 @@ def make_task(
             found.append(np.asarray(predict_test(variables, filled))[: len(part)])
         return classified(np.concatenate(found), data.labels[rows])
 
+    pixels: np.ndarray | Streamed = data.pixels
+    if config.data.stream:
+        import_grain()
+        pixels = Streamed([data.pixels], (height, width, channels))
     clients = _clients(own, batch, config.seed)
     return Task(
         name="classification",
-        arrays=Arrays(data.pixels, data.labels.astype(np.int32)),
+        arrays=Arrays(pixels, data.labels.astype(np.int32)),
         client_names=("all",) if pooled else names,
         clients=clients,
         init=init,
@@ -157,6 +162,7 @@ def make_task(
         optimizer=make_optimizer(config.optimizer),
         learning_rate=step_decay(config.optimizer, config.rounds, config.last),
         tests=tuple(Examined(name, 0 if pooled else k) for k, name in enumerate(names)),
+        ahead=ahead_of(pixels),
     )
 
 

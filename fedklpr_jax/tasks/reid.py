@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedklpr_jax.data import augment as augmentation
-from fedklpr_jax.data.site import Away, Clients, Images, Site
+from fedklpr_jax.data.site import Away, Clients, Images, Site, here, pixels_here
+from fedklpr_jax.data.stream import Streamed, import_grain
 from fedklpr_jax.evaluation.features import Evaluation, evaluate_features
 from fedklpr_jax.federated import Public
 from fedklpr_jax.models.spec import ModelSpec
@@ -70,6 +71,19 @@ def embed(
     features = jnp.zeros((size, spec.feature_dim))
     features = jax.lax.fori_loop(0, (count + EMBED_BATCH - 1) // EMBED_BATCH, batch, features)
     return jnp.where(jnp.arange(size)[:, None] < count, normalise_features(features), 0.0)
+
+
+def training_pixels(sites: Clients, data: Any) -> np.ndarray | Streamed:
+    """The training pictures that are on this machine, client after client: uint8 [n, h, w, 3], or with `data.stream`
+    where they lie on disk.
+
+    Raises:
+      InputError: they are to be streamed, and Grain is not installed.
+    """
+    if data.stream:
+        import_grain()
+        return Streamed([site.train.pixels for site in here(sites)], (data.height, data.width, 3))
+    return pixels_here(sites, data.height, data.width)
 
 
 def padded(size: int) -> int:

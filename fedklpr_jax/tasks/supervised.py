@@ -17,7 +17,8 @@ import numpy as np
 from fedklpr_jax import losses
 from fedklpr_jax.data import augment as augmentation
 from fedklpr_jax.data.plans import identity_plan
-from fedklpr_jax.data.site import Clients, Site, here, pixels_here
+from fedklpr_jax.data.site import Clients, Site, here
+from fedklpr_jax.data.stream import Streamed, ahead_of
 from fedklpr_jax.data.validation import hold_out_identities, same_camera_counts
 from fedklpr_jax.evaluation.validation import retrieval_map
 from fedklpr_jax.federated import ClientData, Examined, Task
@@ -99,7 +100,7 @@ def make_task(
     known = [sizes(site, config.seed) if isinstance(site, Site) else site.sizes for site in sites]
     classes = [of["classes"] for of in known]
     height, width = config.data.height, config.data.width
-    arrays = _arrays(sites, classes, union, config.seed, pixels_here(sites, height, width))
+    arrays = _arrays(sites, classes, union, config.seed, reid.training_pixels(sites, config.data))
     clients = _clients(sites, known, union, config.seed)
     widest = sum(classes) if union else max(classes)
     options = config.task
@@ -176,6 +177,7 @@ def make_task(
         optimizer=make_optimizer(config.optimizer),
         learning_rate=step_decay(config.optimizer, config.rounds, config.last),
         validate=lambda variables, client: float(score_alone(arrays, variables, clients[client])),
+        ahead=ahead_of(arrays.pixels),
     )
 
 
@@ -184,7 +186,9 @@ def _spans(sites: Clients) -> np.ndarray:
     return np.cumsum([0, *(len(site.train) if isinstance(site, Site) else 0 for site in sites)])
 
 
-def _arrays(sites: Clients, classes: Sequence[int], union: bool, seed: int, pixels: np.ndarray) -> Arrays:
+def _arrays(
+    sites: Clients, classes: Sequence[int], union: bool, seed: int, pixels: np.ndarray | Streamed
+) -> Arrays:
     """All training images of this machine in one place, with class labels from 0 a client (or over the union)."""
     labels = [np.zeros(0, np.int32)]
     for index, site in enumerate(sites):

@@ -24,7 +24,8 @@ import numpy as np
 
 from fedklpr_jax import clustering, clustering_traced, contrast, proxies
 from fedklpr_jax.data import augment as augmentation
-from fedklpr_jax.data.site import Clients, Site, pixels_here
+from fedklpr_jax.data.site import Clients, Site
+from fedklpr_jax.data.stream import Streamed
 from fedklpr_jax.data.validation import hold_out_images, same_camera_counts
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.validation import retrieval_map
@@ -128,7 +129,7 @@ def make_task(
     tests = reid.exams_of(sites, exams)
     copies = parse_copies(config.data.copies, [site.name for site in sites])
     known = [sizes(site, config.seed) if isinstance(site, Site) else site.sizes for site in sites]
-    arrays = _arrays(sites, copies, pixels_here(sites, config.data.height, config.data.width))
+    arrays = _arrays(sites, copies, reid.training_pixels(sites, config.data))
     clients = _clients(sites, known, copies, config.seed)
     widest_points = len(clients[0].task.cameras)
     widest_pictures = reid.padded(max(of["pictures"] for of in known))
@@ -285,7 +286,7 @@ def pseudo_label_quality(clusters: np.ndarray, ids: np.ndarray) -> dict[str, Any
     }
 
 
-def _arrays(sites: Clients, copies: Sequence[int], pixels: np.ndarray) -> Arrays:
+def _arrays(sites: Clients, copies: Sequence[int], pixels: np.ndarray | Streamed) -> Arrays:
     counts = [len(site.train) if isinstance(site, Site) else 0 for site in sites]
     firsts = np.cumsum([0, *counts])
     picture = [first + np.tile(np.arange(n), c) for first, n, c in zip(firsts[:-1], counts, copies, strict=True)]

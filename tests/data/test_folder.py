@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedklpr_jax.data import folder as folder_module
+from fedklpr_jax.data import decoding
 from fedklpr_jax.data.folder import MAX_BYTES, cross_camera_queries, read_site, read_sites
 from fedklpr_jax.data.site import Images, Site
 from fedklpr_jax.errors import InputError
@@ -193,7 +193,7 @@ def test_second_read_decodes_nothing_and_maps_the_file(tmp_path: Path, build, mo
     where = build(tmp_path / "site", contents() | {"query/0005_c1s1_000004_00.jpg": b"bad", "query/x.jpg": b"x"})
     plainly = read_site(where, **SIZE)
     first = read_site(where, **SIZE, cache=tmp_path / "cache")
-    monkeypatch.setattr(folder_module, "_pixels_of", refuse_to_decode)
+    monkeypatch.setattr(decoding, "pixels_of", refuse_to_decode)
     second = read_site(where, **SIZE, cache=tmp_path / "cache")
     assert same(plainly, first) and same(first, second) and len(second.refused) == 2
     for site in (first, second):
@@ -266,7 +266,7 @@ def test_failed_build_leaves_nothing_behind(tmp_path: Path, monkeypatch) -> None
     def stop(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(folder_module, "_pixels_of", stop)
+    monkeypatch.setattr(decoding, "pixels_of", stop)
     with pytest.raises(MemoryError):
         read_site(plain(tmp_path / "site", contents()), **SIZE, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
