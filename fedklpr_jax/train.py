@@ -233,7 +233,7 @@ def reopen(
         config.update_from_flattened_dict(json.loads(known.read_text())["settings"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{known}: no readable configuration of a run; give the folder of one") from error
-    if config.method.name not in (method.name if method else "", *METHODS):
+    if config.method.name not in ([method.name] if method else METHODS):
         raise InputError(f"{known}: the run is of a method {config.method.name!r}; give that one")
     if not checkpoint.metas(directory / "checkpoints"):
         raise InputError(f"{directory}: has no checkpoint yet; let its run finish a round")
