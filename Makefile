@@ -5,6 +5,7 @@
 # make test-processes  the tests that take minutes: whole programs, some killed (Flower, the main job), and every
 #                   method deployed
 # make lint         ruff and mypy alone
+# make docs         the site, in site/, warnings being errors
 # make bench        every benchmark, as Markdown tables, on a machine with nothing else to do; TORCH=PYTHON and
 #                   FEDJAX=PYTHON name the Pythons of the peers, DATA=DIR holds Fashion-MNIST, REID=DIR the real sites;
 #                   without them less is timed
@@ -22,16 +23,17 @@ REID ?= ../shared/data
 INPUTS := setup.cfg requirements.txt pyproject.toml
 PYTEST := -m pytest -q -n 2 --doctest-modules fedklpr_jax tests
 
-.PHONY: venv run federation test test-processes lint bench test-newest newest-python
+.PHONY: venv run federation test test-processes lint docs bench test-newest newest-python
 .DELETE_ON_ERROR:
 
 venv: .venv/installed
 
 # Without build isolation pip looks only at what is installed already, so an update without a network still succeeds.
+# $(call install,EXTRA)
 define install
-	@echo "installing into $(@D), which takes some minutes the first time"
+	@echo "installing $(1) into $(@D), which takes some minutes the first time"
 	@$(@D)/bin/python -m pip install -q --disable-pip-version-check 'setuptools>=77,<90'
-	@$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]'
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[$(1)]'
 	@touch $@
 endef
 
@@ -39,11 +41,14 @@ endef
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "$(PYTHON) is missing or older than 3.11; give a newer one: make venv PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv $(@D)
-	$(install)
+	$(call install,test)
+
+.venv/installed-docs: .venv/installed
+	$(call install,docs)
 
 .venv-newest/installed: $(INPUTS)
 	@newest=$$($(MAKE) -s newest-python) && echo "newest Python: $$newest" && "$$newest" -m venv $(@D)
-	$(install)
+	$(call install,test)
 
 # Each candidate is tried, for a version manager's shim may exist without the version behind it.
 newest-python:
@@ -64,6 +69,10 @@ federation: venv
 lint: venv
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m mypy
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict -q
+	@echo "the site is in site/index.html"
 
 bench: venv
 	@for name in tiles convolution round maps server wire evaluation reranking clustering capacity; do \

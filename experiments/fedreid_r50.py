@@ -4,8 +4,8 @@
 
 DIR holds one folder a client in Market-1501 layout, named as `data.clients` below (give other names there), CUHK02 the
 public pictures. The sets are not ours to hand out. A job for an accelerator: nothing of it was run here at full size,
-so there is no time, memory or score to promise; the published ones stand in `docs/fidelity.md`. The paper starts from
-ImageNet weights: give them as `--config.model.pretrained=FILE.pth`. Theirs and not ours: batches of 32 drawn at
+so there is no time, memory or score to promise; the published ones stand in `docs/reproduction.md`. The paper starts
+from ImageNet weights: give them as `--config.model.pretrained=FILE.pth`. Theirs and not ours: batches of 32 drawn at
 random, not 8 people x 4.
 """
 

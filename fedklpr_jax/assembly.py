@@ -189,11 +189,13 @@ def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:
     )
 
 
-def make_federation(config: ml_collections.ConfigDict, console: Console) -> Federation:
+def make_federation(
+    config: ml_collections.ConfigDict, console: Console, own: Method | None = None
+) -> Federation:
     """Reads the data and builds task, method and engine for a valid, resolved configuration.
 
     Where the run starts from weights trained on synthetic sites and there are none yet, they are trained now, which
-    `console` shows.
+    `console` shows. `own` is a method in place of the one that the configuration names.
 
     Raises:
       InputError: bad settings or data.
@@ -205,7 +207,7 @@ def make_federation(config: ml_collections.ConfigDict, console: Console) -> Fede
             f"config.model.arch: {config.model.arch!r} is not for the {config.task.name} task; give {right}"
         )
     build = classification_parts if classifies else _reid
-    parts = hosts.agreed(lambda: build(config, console))
+    parts = hosts.agreed(lambda: build(config, console, own))
     hosts.check_same("data", (parts.task.arrays, parts.task.clients))
     together = participation_count(len(parts.task.clients), config.participation)
     spent = privacy_spent(config, len(parts.task.clients))
@@ -244,8 +246,10 @@ def _narrow(
     return [make_task(narrow) for narrow in compact.specs(spec)] if compact else []
 
 
-def classification_parts(config: ml_collections.ConfigDict, console: Console) -> Parts:
-    method = make_method(config.method)
+def classification_parts(
+    config: ml_collections.ConfigDict, console: Console, own: Method | None = None
+) -> Parts:
+    method = own or make_method(config.method)
     if method.needs_public:
         raise InputError(
             "config.method.reid: distillation and clustering need the server's public images of people, which "
@@ -282,12 +286,12 @@ def _start(
     return starting_trunk(config, spec, cache_directory("", "weights"), console), ()
 
 
-def _reid(config: ml_collections.ConfigDict, console: Console) -> Parts:
+def _reid(config: ml_collections.ConfigDict, console: Console, own: Method | None) -> Parts:
     sites, unseen, notes = load_sites(config)
     sites, told = split_sites(
         sites, config.data.scenario, clients=config.data.identity_clients, seed=config.data.seed
     )
-    return reid_parts(config, console, sites, unseen, notes + told)
+    return reid_parts(config, console, sites, unseen, notes + told, own)
 
 
 def reid_parts(
@@ -296,6 +300,7 @@ def reid_parts(
     sites: Clients,
     unseen: Sequence[Site] = (),
     notes: Sequence[str] = (),
+    own: Method | None = None,
 ) -> Parts:
     """What a federation of these clients is built of, some or all of them on other machines.
 
@@ -305,6 +310,7 @@ def reid_parts(
       sites: the clients' pictures, or the sizes of clients elsewhere.
       unseen: sites that nobody trains on.
       notes: what there is to know of the data so far.
+      own: a method in place of the one that `config` names.
 
     Raises:
       InputError: bad settings or data.
@@ -312,7 +318,7 @@ def reid_parts(
     notes = list(notes)
     names = [site.name for site in sites]
     spec = model_spec(config)
-    method = make_method(config.method, names)
+    method = own or make_method(config.method, names)
     labels = config.task.name == "supervised"
     # A name that is no client's is told before the starting weights are trained.
     if config.task.name == "unsupervised":

@@ -55,7 +55,7 @@ def at_least(low: float) -> tuple[str, Callable[[Any], bool]]:
 
 def between(low: float, high: float) -> tuple[str, Callable[[Any], bool]]:
     """Finite numbers from `low` to `high`."""
-    return f"a number from {low:g} to {high:g}", lambda value: _finite(value) and low <= value <= high
+    return f"a number from {low:g} to {high:.10g}", lambda value: _finite(value) and low <= value <= high
 
 
 def above(low: float) -> tuple[str, Callable[[Any], bool]]:

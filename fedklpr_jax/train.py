@@ -25,6 +25,7 @@ from fedklpr_jax.console import Console
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.features import Evaluation
 from fedklpr_jax.federated import Method, ServerState, Task
+from fedklpr_jax.methods import METHODS
 from fedklpr_jax.metrics import METRIC_TITLES, Ledger, MetricsLog, mean, read_metrics, write_json
 from fedklpr_jax.round import start
 from fedklpr_jax.simulation import Evaluations, Examination, RunState, examine, headline, run_round
@@ -174,39 +175,80 @@ def _told(state: RunState) -> RunState:
     return RunState(jax.tree.map(jax.numpy.array, server), clients, Ledger.from_json(ledger), seconds)
 
 
-def run(config: ml_collections.ConfigDict, console: Console, command: str = "") -> dict[str, Any]:
+def run(
+    config: ml_collections.ConfigDict, console: Console, command: str = "", method: Method | None = None
+) -> dict[str, Any]:
     """Runs, or goes on with, the run that `config` describes; returns what `summary.json` holds (on the first host, and
     nothing after a dry run).
 
+    A `method` of one's own takes the place of the one that `config` names, as a name too: in `config.json`, in the
+    summary and for where results go. By its name alone a later run with it is the same run, so that a changed method
+    needs another name, or another `config.out`.
+
     Raises:
-      InputError: bad settings, data or directory; nothing was changed then.
+      InputError: bad settings, data or directory, or a method that has the name of one of the library's; nothing was
+        changed then.
     """
     settings.validate(config)
     config = settings.resolved(config)
+    if method:
+        if method.name in METHODS:
+            raise InputError(f"method {method.name!r}: one of the library's has this name; give it another")
+        if not method.name or not settings.FIELDS["name"].test(method.name):
+            raise InputError(f"method {method.name!r}: its folder cannot be named so; give a name without / in it")
+        config.method.name = method.name
     if config.tensorboard:
         curves.check_tensorboard()
     if config.dry_run:
-        return _tell(config, console)
+        return _tell(config, console, method)
     split_processor(config.devices)
     hosts.connect(config.hosts)
     hosts.check_same("settings", np.frombuffer(fingerprint(config).encode(), np.uint8))
     keep_programs(config)
     began = time.monotonic()
     console.line(f"{_title(config)}: reading the data")
-    federation = make_federation(config, console)
+    federation = make_federation(config, console, method)
     directory, closing = hosts.agreed(lambda: _directory(config, command))
     with closing:
         return follow(SIMULATED, federation, directory, console, began)
 
 
-def _tell(config: ml_collections.ConfigDict, console: Console) -> dict[str, Any]:
+def reopen(
+    directory: Path, console: Console, method: Method | None = None
+) -> tuple[Federation, RunState]:
+    """The federation of the run in `directory`, and its state after the last round that was kept: to look at what was
+    trained. Nothing there is changed.
+
+    Args:
+      directory: of a run on one host, finished or not.
+      console: shows the training of starting weights that are gone.
+      method: the one that the run was given, if it was.
+
+    Raises:
+      InputError: no run, or no round of it yet; or its data, or method, are not here.
+    """
+    known = directory / "config.json"
+    config = settings.default_config()
+    try:
+        config.update_from_flattened_dict(json.loads(known.read_text())["settings"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{known}: no readable configuration of a run; give the folder of one") from error
+    if config.method.name not in ([method.name] if method else METHODS):
+        raise InputError(f"{known}: the run is of a method {config.method.name!r}; give that one")
+    if not checkpoint.metas(directory / "checkpoints"):
+        raise InputError(f"{directory}: has no checkpoint yet; let its run finish a round")
+    federation = make_federation(config, console, method)
+    return federation, _load_or_start(federation, directory)[0]
+
+
+def _tell(config: ml_collections.ConfigDict, console: Console, method: Method | None) -> dict[str, Any]:
     """Shows what the run would be; nothing is written."""
     split_processor(config.devices)
     if config.model.weights == "synthetic":
         # They have the same shapes, and may take a minute to train.
         config.model.weights = "random"
     console.line(f"{_title(config)}: reading the data")
-    federation = make_federation(config, console)
+    federation = make_federation(config, console, method)
     for line in (*(f"note: {note}" for note in federation.notes), *(f"  {line}" for line in federation.lines)):
         console.line(line)
     for line in dry_run.told(federation, dry_run.matmul_rate()):

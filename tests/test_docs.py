@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from fedklpr_jax import cli, config
+from fedklpr_jax.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("compiled_in_a_hurry")
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("*.md"))]
+# What the recipes add.
+ADDED = ("method.momentum.beta", "upright", "experiments/fedavgm.py")
 PACKAGE = ROOT / "fedklpr_jax"
 
 
@@ -29,10 +38,28 @@ def test_python_blocks_run_in_order(page):
 
 
 @pytest.mark.short
-@pytest.mark.parametrize("page", [*sorted(DOCS.glob("*.md")), ROOT / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.short
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "experiments").glob("*.py"))], ids=lambda page: page.name)
+def test_commands_have_settings_that_a_run_takes(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"--config\.([a-z]\w*(?:\.[a-z]\w*)*)", text):
+        assert path in (*config.FIELDS, *ADDED), f"{page.name}: there is no setting {path}"
+    for command, told in re.findall(r"python experiments/run\.py ([^`\n]*).*\n(?:error: (.*))?", text):
+        if "[" in command or any(part in command for part in ADDED):
+            continue
+        try:
+            config.validate(cli.parse(shlex.split(command)))
+        except InputError as error:
+            assert str(error) == told, f"{page.name}: {command}"
+        else:
+            assert not told, f"{page.name}: {command} is taken"
 
 
 def replaced(path: Path, pattern: str, text: str) -> None:
@@ -72,6 +99,33 @@ def test_the_recipe_for_a_method_works_when_followed(tmp_path):
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.split() == ["fedavgm", "0.5"], done.stderr
+
+
+def test_the_recipe_for_a_task_works_when_followed(tmp_path):
+    page = DOCS / "adding-a-task.md"
+    for folder in ("fedklpr_jax", "experiments"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    copy, text = tmp_path / "fedklpr_jax", page.read_text(encoding="utf-8")
+    before, after = re.findall(r"`(kind = .*?)`", text)
+
+    (copy / "tasks" / "upright.py").write_text(python_blocks(page)[0], encoding="utf-8")
+    replaced(copy / "config.py", r'"task\.name": Field\([\s\S]*?one_of\(', '@"upright", ')
+    replaced(copy / "assembly.py", r"from fedklpr_jax\.tasks import ", "@upright, ")
+    replaced(copy / "assembly.py", re.escape(before), after)
+
+    command = re.search(r"`python experiments/run.py (--config=.*?upright)`", text)
+    program = (
+        "import sys; from fedklpr_jax import assembly, cli, config, console\n"
+        "settings = cli.parse(sys.argv[1:]); config.validate(settings)\n"
+        "made = assembly.make_federation(config.resolved(settings), console.Console())\n"
+        "print(made.task.name, made.task.client_names[0])"
+    )
+    small = ["--config.data.clients=arena", "--config.model.weights=random"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command.group(1).split(), *small],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["upright", "arena"], done.stderr
 
 
 def floors() -> list[list[str]]:

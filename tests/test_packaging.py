@@ -118,3 +118,11 @@ def test_metadata() -> None:
     parser = setup_cfg()
     assert (parser["metadata"]["name"], parser["options"]["python_requires"]) == ("fedklpr_jax", ">=3.11")
     assert "Apache License" in (ROOT / parser["metadata"]["license_files"]).read_text()[:200]
+
+
+def test_the_citation_and_the_changelog_are_of_this_version() -> None:
+    metadata = setup_cfg()["metadata"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert {f"version: {metadata['version']}", f"license: {metadata['license']}"} <= set(citation)
+    changes = [line for line in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines() if line[:3] == "## "]
+    assert changes[0] == "## [Unreleased]" or changes[0].startswith(f"## [{metadata['version']}]")
