@@ -55,6 +55,7 @@ import optax
 
 from fedklpr_jax import aggregation
 from fedklpr_jax.capacity import DeviceClasses
+from fedklpr_jax.data.picture_format import PictureFormat
 from fedklpr_jax.trees import PyTree
 
 __all__ = [
@@ -386,6 +387,8 @@ class Task:
       tests: what is tested; empty = one test a client, named like it.
       public: images at the server; None if there are none.
       first_epochs: local epochs of round 0 where they differ; 0 = as in the other rounds.
+      pictures: what a trained network takes; None where it takes no pictures.
+      classes: names of what the classifier tells apart, in its order; empty where the network's answer is an embedding.
     """
 
     name: str
@@ -409,6 +412,8 @@ class Task:
     tests: tuple[Examined, ...] = ()
     public: Public | None = None
     first_epochs: int = 0
+    pictures: PictureFormat | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def examined(self) -> tuple[Examined, ...]:

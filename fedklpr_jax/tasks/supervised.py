@@ -176,6 +176,7 @@ def make_task(
         optimizer=make_optimizer(config.optimizer),
         learning_rate=step_decay(config.optimizer, config.rounds, config.last),
         validate=lambda variables, client: float(score_alone(arrays, variables, clients[client])),
+        pictures=reid.picture_format(config.data),
     )
 
 

@@ -261,6 +261,7 @@ def make_task(
         ),
         remember=remember,
         validate=validate,
+        pictures=reid.picture_format(config.data),
     )
 
 
