@@ -70,7 +70,7 @@ def read_site(folder: Path, *, height: int, width: int, cache: Path | None = Non
             shape = (height, width, 3)
             kept = image_cache.load(cache, stem, paths, shape)
             if kept is None:
-                image_cache.write(cache, stem, _decoded(paths, read, height, width), len(paths), shape)
+                image_cache.write(cache, stem, decoded(paths, read, height, width), len(paths), shape)
                 kept = image_cache.load(cache, stem, paths, shape)
             if kept is None:
                 raise InputError(f"{cache}: what was just written there cannot be read back; give another cache folder")
@@ -213,9 +213,22 @@ def _pixels_of(blob: bytes, height: int, width: int, formats: tuple[str, ...]) -
         return f"does not decode ({first_line(error)})"
 
 
-def _decoded(
+def decoded(
     paths: Sequence[str], read: Read, height: int, width: int
 ) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Each path with its picture, uint8 [height, width, 3], or with why it is left out; in their order, a few hundred
+    at a time.
+
+    Args:
+      paths: of pictures; those that end in `.bmp` are read as such, others as JPEG or PNG.
+      read: the content of a file.
+      height: see `read_site`.
+      width: see `read_site`.
+
+    Raises:
+      InputError: a file that cannot be read.
+    """
+
     def work(path: str) -> tuple[str, np.ndarray | str]:
         try:
             blob = read(path)
@@ -239,7 +252,7 @@ def _decode_to_memory(
 ) -> tuple[np.ndarray, dict[str, str]]:
     pixels = np.empty((len(paths), height, width, 3), np.uint8)
     kept, broken = 0, {}
-    for path, result in _decoded(paths, read, height, width):
+    for path, result in decoded(paths, read, height, width):
         if isinstance(result, str):
             broken[path] = result
         else:
