@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,14 +51,15 @@ def export(whole: Trained, form: str, path: Path) -> Exported:
       path: an older file is replaced.
 
     Raises:
-      InputError: it cannot be written, a package is missing, or what is read back gives other numbers; `path` is then as
-        it was.
+      InputError: it cannot be written, a package is missing, or what is read back gives other numbers; `path` is then
+        as it was.
     """
     # Files hold float32 and are computed in it, whatever the run computed in.
     whole = dataclasses.replace(whole, spec=dataclasses.replace(whole.spec, dtype="float32"))
     small, kept = narrowed(whole)
     pixels, of = _pictures(whole)
     expected = whole.network()(whole.variables, pixels)
+    expected = expected if kept is None else expected[:, kept]
     variables, told = _served(small), metadata(small)
     if form == "onnx":
         _runtime()
@@ -70,7 +70,7 @@ def export(whole: Trained, form: str, path: Path) -> Exported:
     draft = path.with_name(f".{os.getpid()}.{path.stem}.{form}")
     try:
         write_atomically(draft, data)
-        difference = _difference(_read_back(draft, form, small, pixels), expected if kept is None else expected[:, kept])
+        difference = _difference(_read_back(draft, form, small, pixels), expected)
         if not difference <= TOLERANCE:
             raise InputError(f"{path}: not written: what was read back differs by {difference:.1e} on {len(pixels)} "
                              f"{of}, more than {TOLERANCE:.0e}; give another --format")
@@ -88,10 +88,9 @@ def metadata(model: Trained) -> dict[str, str]:
     pictures, spec = model.pictures, dataclasses.asdict(model.spec)
     height, width, channels = pictures.shape
     colours = "red, green, blue" if channels == 3 else f"{channels} channel{'s' * (channels > 1)}"
-    gives = (
-        "float32 [n, classes]: logits" if model.classes else
-        "float32 [n, d]: the network's embedding of a picture plus that of its mirror image, L2-normalised; compare two "
-        "by their dot product"
+    gives = "float32 [n, classes]: logits" if model.classes else (
+        "float32 [n, d]: the network's embedding of a picture plus that of its mirror image, L2-normalised; compare "
+        "two by their dot product"
     )  # fmt: skip
     return {
         "library": f"fedklpr_jax {__version__}",

@@ -2,9 +2,9 @@
 
     python -m fedklpr_jax.search RUN --client NAME --gallery DIR --query FILE [--top 10] [--out PICTURE.png]
 
-RUN is the folder of a run, finished or not; the newest checkpoint counts. DIR holds pictures under any names, in folders
-or not; of a re-ID data set (docs/data.md) its gallery is searched. Names as in Market-1501 tell who is seen by which
-camera. A picture that cannot be read is named and left out.
+RUN is the folder of a run, finished or not; the newest checkpoint counts. DIR holds pictures under any names, in
+folders or not; of a re-ID data set (docs/data.md) its gallery is searched. Names as in Market-1501 tell who is seen by
+which camera. A picture that cannot be read is named and left out.
 """
 
 from __future__ import annotations

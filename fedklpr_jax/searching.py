@@ -64,8 +64,8 @@ def rank(model: Trained, query: Path, gallery: Path, top: int, console: Console,
       InputError: a query or gallery without a picture that can be read, or a network without an embedding.
     """
     if model.classes:
-        raise InputError(f"{model.client}: its network tells {len(model.classes)} classes apart and has no embedding to "
-                         "search by; give a run of re-ID")
+        raise InputError(f"{model.client}: its network tells {len(model.classes)} classes apart and has no embedding "
+                         "to search by; give a run of re-ID")
     height, width = model.pictures.height, model.pictures.width
     asked = Shown(query.name, *(named_after(query.name) or (None, None)))
     question = _query_pixels(query, height, width)

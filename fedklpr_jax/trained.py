@@ -137,9 +137,9 @@ def load(run: Path, client: str, console: Console) -> Trained:
     if config.wire.encode:
         received = as_arrived(as_payload(received, state, config.wire.dtype), received, state)
     variables = jax.device_get(merge(jax.jit(method.personalise)(received, state), state.local))
-    pictures = {key: tuple(value) if isinstance(value, list) else value for key, value in told["pictures"].items()}
+    pictures = PictureFormat.from_json(told["pictures"])
     return Trained(
-        config, method, client, number, step, model_spec(config), variables, state.mask, PictureFormat(**pictures),
+        config, method, client, number, step, model_spec(config), variables, state.mask, pictures,
         tuple(told["classes"]), meta["fingerprint"],
     )  # fmt: skip
 
@@ -174,9 +174,7 @@ def _config(run: Path) -> ml_collections.ConfigDict:
         settings.validate(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: no configuration of this version ({reason}); give the folder of another run") from (
-            error
-        )
+        raise InputError(f"{path}: no settings of this version ({reason}); give the folder of another run") from error
     return config
 
 
@@ -199,7 +197,8 @@ def _method(config: ml_collections.ConfigDict, names: Sequence[str]) -> Method:
 
 def _template(method: Method, told: Mapping[str, Any], shelf: Path) -> tuple[ServerState, ClientStates]:
     """Shapes of what the checkpoint of a run holds, and of what its clients began with."""
-    flat = {path: jax.ShapeDtypeStruct(tuple(shape), np.dtype(name)) for path, (name, shape) in told["variables"].items()}
+    leaves = told["variables"].items()
+    flat = {path: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for path, (dtype, shape) in leaves}
     labels = () if told["labels"] is None else jax.ShapeDtypeStruct(tuple(told["labels"]), np.int32)
     count = len(told["names"])
     server, first = jax.eval_shape(
@@ -219,9 +218,8 @@ def _first(
     try:
         federation = make_federation(config, console)
     except InputError as error:
-        raise InputError(f"{client} has taken part in no round, and what it began with cannot be made again: {error}") from (
-            error
-        )
+        reason = f"what it began with cannot be made again: {error}"
+        raise InputError(f"{client} has taken part in no round, and {reason}") from error
     server, states = start(federation.task, federation.engine.method, config.seed)
     found = note(federation.task, server, states.firsts[0])
     if json.loads(json.dumps(found)) != told:

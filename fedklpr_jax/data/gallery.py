@@ -58,7 +58,8 @@ def _below(folder: Path) -> list[str]:
     """The paths of all files below, sorted; links to folders are not followed, which might lead back."""
 
     def cannot(error: OSError) -> None:
-        raise InputError(f"--gallery: {error.filename} cannot be listed ({error.strerror}); make it readable") from error
+        where = f"{error.filename} cannot be listed ({error.strerror})"
+        raise InputError(f"--gallery: {where}; make it readable") from error
 
     found = [Path(top, name) for top, _, names in os.walk(folder, onerror=cannot) for name in names]
     return sorted(path.relative_to(folder).as_posix() for path in found)

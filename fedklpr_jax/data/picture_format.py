@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,13 @@ class PictureFormat:
         """Of one picture: rows, columns, channels."""
         return self.height, self.width, self.channels
 
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> PictureFormat:
+        """From what JSON has made of `dataclasses.asdict`."""
+        sizes = (int(told[name]) for name in ("height", "width", "channels"))
+        return cls(*sizes, tuple(told["mean"]), tuple(told["deviation"]))
+
     def normalise(self, pixels: jax.Array) -> jax.Array:
         """uint8 [n, height, width, channels] to float32 of the same shape, as the network takes them."""
-        return (pixels.astype(jnp.float32) - np.float32(self.mean)) / np.float32(self.deviation)
+        mean, deviation = (np.array(values, np.float32) for values in (self.mean, self.deviation))
+        return (pixels.astype(jnp.float32) - mean) / deviation

@@ -47,8 +47,13 @@ class Graph:
         return name
 
     def constant(self, name: str, values: Any) -> str:
-        """These values, under a name of their own."""
-        self.constants[name] = np.ascontiguousarray(values)
+        """These float32 values, under a name of their own."""
+        self.constants[name] = np.asarray(values, np.float32)
+        return name
+
+    def whole(self, name: str, *values: int) -> str:
+        """These whole numbers, int64 [their count], under a name of their own."""
+        self.constants[name] = np.array(values, np.int64)
         return name
 
     def has(self, path: str) -> bool:
@@ -95,15 +100,15 @@ class Graph:
             self.constant(f"{dotted}.{name}", values.reshape(1, -1, 1, 1))
             for name, values in (("share", kept / max(kept.sum(), 1.0)), ("scale", scale), ("bias", bias))
         )
-        places, channels = self.constant("axes.places", np.int64([2, 3])), self.constant("axes.channels", np.int64([1]))
+        places, channels = self.whole("axes.places", 2, 3), self.whole("axes.channels", 1)
 
         def over_kept(values: str) -> str:
             return self.op("ReduceSum", self.op("Mul", self.op("ReduceMean", values, places), share), channels)
 
         mean = over_kept(x)
         square = self.op("Sub", over_kept(self.op("Mul", x, x)), self.op("Mul", mean, mean))
-        variance = self.op("Max", square, self.constant("zero", np.float32(0)))
-        deviation = self.op("Sqrt", self.op("Add", variance, self.constant("epsilon", np.float32(_EPSILON))))
+        variance = self.op("Max", square, self.constant("zero", 0))
+        deviation = self.op("Sqrt", self.op("Add", variance, self.constant("epsilon", _EPSILON)))
         moved = self.op("Mul", self.op("Sub", x, mean), self.op("Div", scales, deviation))
         return self.op("Add", moved, biases)
 
@@ -116,7 +121,7 @@ class Graph:
         if pooling == "avg":
             return self.op("Flatten", self.op("GlobalAveragePool", x))
         power = self.weight("params/trunk/gem/p")
-        raised = self.op("Pow", self.op("Max", x, self.constant("gem.epsilon", np.float32(1e-6))), power)
+        raised = self.op("Pow", self.op("Max", x, self.constant("gem.epsilon", 1e-6)), power)
         mean = self.op("Flatten", self.op("GlobalAveragePool", raised))
         return self.op("Pow", mean, self.op("Reciprocal", power))
 
@@ -200,9 +205,8 @@ def onnx_bytes(
     if spec.family not in _FAMILIES:
         raise InputError(f"--format: networks of the family {spec.family} are not written as onnx; give safetensors")
     graph = Graph(variables)
-    moved = graph.op("Sub", graph.op("Cast", INPUT, to=TensorProto.FLOAT),
-                     graph.constant("normalise.mean", np.float32(pictures.mean)))  # fmt: skip
-    scaled = graph.op("Div", moved, graph.constant("normalise.deviation", np.float32(pictures.deviation)))
+    mean, deviation = (graph.constant(f"pictures.{name}", getattr(pictures, name)) for name in ("mean", "deviation"))
+    scaled = graph.op("Div", graph.op("Sub", graph.op("Cast", INPUT, to=TensorProto.FLOAT), mean), deviation)
     x = graph.op("Transpose", scaled, perm=[0, 3, 1, 2])
     if not logits:
         x = _with_mirrored(graph, x)
@@ -231,13 +235,13 @@ def onnx_bytes(
 def _with_mirrored(graph: Graph, x: str) -> str:
     """Maps [n, c, h, w], and their mirror images behind them: [2 n, c, h, w]."""
     backwards = {"starts": -1, "ends": _BEFORE_FIRST, "axes": 3, "steps": -1}
-    places = (graph.constant(f"mirror.{name}", np.int64([value])) for name, value in backwards.items())
+    places = (graph.whole(f"mirror.{name}", value) for name, value in backwards.items())
     return graph.op("Concat", x, graph.op("Slice", x, *places), axis=0)
 
 
 def _length_one(graph: Graph, both: str, width: int, out: str) -> str:
     """Of the features [2 n, width] of pictures and of their mirror images the sums [n, width], brought to length 1."""
-    pairs = graph.op("Reshape", both, graph.constant("pairs", np.int64([2, -1, width])))
-    total = graph.op("ReduceSum", pairs, graph.constant("axes.pair", np.int64([0])), keepdims=0)
-    length = graph.op("ReduceL2", total, graph.constant("axes.features", np.int64([1])))
-    return graph.op("Div", total, graph.op("Max", length, graph.constant("least", np.float32(1e-12))), out=out)
+    pairs = graph.op("Reshape", both, graph.whole("pairs", 2, -1, width))
+    total = graph.op("ReduceSum", pairs, graph.whole("axes.pair", 0), keepdims=0)
+    length = graph.op("ReduceL2", total, graph.whole("axes.features", 1))
+    return graph.op("Div", total, graph.op("Max", length, graph.constant("least", 1e-12)), out=out)
