@@ -129,10 +129,13 @@ def load(run: Path, client: str, console: Console) -> Trained:
     method = _method(config, told["names"])
     server, states = _template(method, told, run / "clients")
     tree, _ = checkpoint.restore(folder, step, {"server": server, "clients": states.recorded(meta["clients"])})
-    if number not in {int(taken) for taken in meta["clients"]} and jax.tree.leaves(states[number]._replace(labels=())):
+    began = str(number) not in meta["clients"] and jax.tree.leaves(states[number]._replace(labels=()))
+    if began:
         state = _first(config, client, number, told, console)
     else:
         state = states.restored(meta["clients"], tree["clients"])[number]
+    # What a client ends with does not depend on its labels, of which one that never took part has none here.
+    state = state._replace(labels=())
     received = jax.device_get(jax.jit(method.download)(tree["server"], np.int32(number)))
     if config.wire.encode:
         received = as_arrived(as_payload(received, state, config.wire.dtype), received, state)
@@ -149,7 +152,7 @@ def narrowed(model: Trained) -> tuple[Trained, np.ndarray | None]:
     it has (bool [d]; None = all): the others are 0 there. Any other model as it is."""
     capacity = model.method.capacity
     # A neck that stays at its client keeps what it began with in the places of cut channels, and these show.
-    own_neck = model.method.is_local("params/trunk/bnneck/scale")
+    own_neck = model.spec.neck == "bn" and model.method.is_local("params/trunk/bnneck/scale")
     if capacity is None or model.config.method.capacity.form != "compact" or own_neck:
         return model, None
     device = model.number % len(capacity.shares)
@@ -158,6 +161,7 @@ def narrowed(model: Trained) -> tuple[Trained, np.ndarray | None]:
         spec=capacity.specs(model.spec)[device],
         variables=jax.device_get(capacity.cut(model.variables, model.mask, device)),
     )
+    # An embedding block and a classifier give what they gave.
     if model.classes or model.spec.embedding_dim:
         return small, None
     kept = channels.kept_channels(model.mask, channels.channel_groups(model.mask))[-1]

@@ -34,8 +34,8 @@ class PictureFormat:
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> PictureFormat:
         """From what JSON has made of `dataclasses.asdict`."""
-        sizes = (int(told[name]) for name in ("height", "width", "channels"))
-        return cls(*sizes, tuple(told["mean"]), tuple(told["deviation"]))
+        height, width, channels = (int(told[name]) for name in ("height", "width", "channels"))
+        return cls(height, width, channels, tuple(told["mean"]), tuple(told["deviation"]))
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
         """uint8 [n, height, width, channels] to float32 of the same shape, as the network takes them."""

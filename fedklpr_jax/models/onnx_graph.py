@@ -194,14 +194,11 @@ def onnx_bytes(
       logits: whether the task's classifier follows the embedding.
 
     Raises:
-      InputError: onnx is not installed, or a family of networks that is not written down here.
+      InputError: a family of networks that is not written down here.
+      ImportError: onnx is not installed.
     """
-    try:
-        from onnx import TensorProto, checker, helper, numpy_helper
-    except ImportError as error:
-        raise InputError(
-            "--format: onnx needs the packages onnx and onnxruntime; install them with: pip install 'fedklpr_jax[onnx]'"
-        ) from error
+    from onnx import TensorProto, checker, helper, numpy_helper
+
     if spec.family not in _FAMILIES:
         raise InputError(f"--format: networks of the family {spec.family} are not written as onnx; give safetensors")
     graph = Graph(variables)
