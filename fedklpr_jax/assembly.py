@@ -16,7 +16,7 @@ from fedklpr_jax import hosts, privacy
 from fedklpr_jax.console import Console
 from fedklpr_jax.data import drawn, folder, labelled, partition, prepared, shapes, synthetic
 from fedklpr_jax.data.public import public_pixels
-from fedklpr_jax.data.scenario import split_sites
+from fedklpr_jax.data.scenario import site_of, split_sites
 from fedklpr_jax.data.site import Clients, Site, here, pooled
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Method, Task
@@ -173,6 +173,24 @@ def deal(labels: np.ndarray, data: ml_collections.ConfigDict) -> list[Share]:
             train, validation = partition.split_off(train, data.validation, key=(data.seed, client, 1))
         shares.append(Share(train, validation, test))
     return shares
+
+
+def test_pictures(config: ml_collections.ConfigDict, client: int, name: str) -> np.ndarray:
+    """The pictures that a client is tested on (of re-ID its queries), uint8 [n, h, w, c], and of no other client if
+    its own can be read alone; where one client trains on all data, those of the first test.
+
+    Raises:
+      InputError: they cannot be read here.
+    """
+    if config.task.name == "classification":
+        data = load_labelled(config)
+        return data.pixels[deal(data.labels, config.data)[client].test]
+    alone = config.copy_and_resolve_references()
+    alone.data.unseen = ""
+    if config.method.name != "centralised":
+        alone.data.clients = site_of(name)
+    sites, _, _ = load_sites(alone)
+    return np.asarray(sites[0].query.pixels)
 
 
 def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import rich.console
+import rich.progress
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
@@ -26,6 +27,8 @@ from fedklpr_jax.metrics import (
     privacy_note,
     show,
 )
+
+Item = TypeVar("Item")
 
 _ENDS = 3  # of the best and of the worst of many clients
 
@@ -99,6 +102,14 @@ class Console:
                 total, done, self._clock,
                 lambda now, text, left: display.update(task, completed=now, description=text, left=left),
             )
+
+    def track(self, items: Iterable[Item], total: int, text: str) -> Iterator[Item]:
+        """The items as they come, with a bar that tells how long the rest takes; without a terminal one line before."""
+        if not self._rich.is_terminal or self._rich.is_dumb_terminal:
+            self.line(f"{text}: {total}")
+            yield from items
+            return
+        yield from rich.progress.track(items, text, total, console=self._rich, transient=True)
 
     def table(self, summary: Mapping[str, Any], paths: Sequence[Path] = ()) -> None:
         """Prints the result of a run: a row per client (the best and the worst of many), the mean, sites nobody trained

@@ -55,6 +55,7 @@ import optax
 
 from fedklpr_jax import aggregation
 from fedklpr_jax.capacity import DeviceClasses
+from fedklpr_jax.data.picture_format import PictureFormat
 from fedklpr_jax.data.stream import Ahead, nothing_ahead
 from fedklpr_jax.trees import PyTree
 
@@ -388,6 +389,8 @@ class Task:
       public: images at the server; None if there are none.
       first_epochs: local epochs of round 0 where they differ; 0 = as in the other rounds.
       ahead: host; entered while plans, int [steps, batch] of each client, are carried out: what reads pictures ahead.
+      pictures: what a trained network takes; None where it takes no pictures.
+      classes: names of what the classifier tells apart, in its order; empty where the network's answer is an embedding.
     """
 
     name: str
@@ -412,6 +415,8 @@ class Task:
     public: Public | None = None
     first_epochs: int = 0
     ahead: Ahead = nothing_ahead
+    pictures: PictureFormat | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def examined(self) -> tuple[Examined, ...]:

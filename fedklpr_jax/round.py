@@ -178,12 +178,19 @@ def _sharded_mean(mesh: Mesh) -> Callable[..., PyTree]:
 
 def first_states(task: Task, method: Method, seed: int) -> tuple[ServerState, ClientState]:
     """The first server state and that of a client, but for the mask of a method with classes of devices; traceable."""
-    variables = task.init(jax.random.key(seed))
-    model, local = split(variables, method.is_local)
     unlabelled = task.labelling.unlabelled if task.labelling else ()
+    return states_of(task.init(jax.random.key(seed)), method, len(task.clients), unlabelled)
+
+
+def states_of(
+    variables: PyTree, method: Method, clients: int, unlabelled: PyTree
+) -> tuple[ServerState, ClientState]:
+    """The first server state and that of each of so many clients, from a task's first variables and the labels of a
+    client that has made none, but for the mask of a method with classes of devices; traceable."""
+    model, local = split(variables, method.is_local)
     mask = method.client_mask(model)
     client = ClientState(local, mask, method.client_memory(model, mask), unlabelled)
-    return ServerState(model, method.server_memory(model, len(task.clients)), jnp.int32(0)), client
+    return ServerState(model, method.server_memory(model, clients), jnp.int32(0)), client
 
 
 def start(task: Task, method: Method, seed: int) -> tuple[ServerState, ClientStates]:

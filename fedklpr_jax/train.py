@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from fedklpr_jax import checkpoint, curves, dry_run, hosts, pictures
+from fedklpr_jax import checkpoint, curves, dry_run, hosts, pictures, trained
 from fedklpr_jax import config as settings
 from fedklpr_jax.assembly import Federation, cache_directory, make_federation, privacy_spent
 from fedklpr_jax.client_states import ClientStates, Shelf
@@ -115,6 +115,7 @@ def _save(federation: Federation, directory: Path, state: RunState, log: Metrics
         "offset": log.offset,
         "fingerprint": fingerprint(federation.config),
         "clients": clients.record(),
+        "trained": trained.note(federation.task, state.server, clients.firsts[0]),
     }
     tree = jax.device_get({"server": state.server, "clients": clients.in_memory()})
     checkpoint.save(folder, int(state.server.round), tree, meta, federation.config.checkpoint.keep)

@@ -59,6 +59,17 @@ def is_whole(mask: PyTree | None) -> bool:
     return mask is None or all(np.asarray(kept).all() for kept in jax.tree.leaves(mask))
 
 
+def as_payload(message: Message, state: ClientState, dtype: str) -> bytes:
+    """A download as it is sent to a client of this state."""
+    return exchange.pack(message.model, message.mask, {}, state.mask, dtype)
+
+
+def as_arrived(payload: bytes, like: Message, state: ClientState) -> Message:
+    """A download as a client of this state decodes it; `like` has its leaves' shapes."""
+    model, mask, _ = exchange.unpack(payload, like.model, {}, state.mask)
+    return Message(model, mask)
+
+
 class Encoded(NamedTuple):
     """Messages in the wire format, their values as `dtype`."""
 
@@ -68,13 +79,12 @@ class Encoded(NamedTuple):
     def packed(self, server: ServerState, state: ClientState, client: int) -> tuple[Message, bytes]:
         """One download before it is sent, and as its payload."""
         message = jax.device_get(self.engine.download(server, np.int32(client)))
-        return message, exchange.pack(message.model, message.mask, {}, state.mask, self.dtype)
+        return message, as_payload(message, state, self.dtype)
 
     def download(self, server: ServerState, state: ClientState, client: int) -> tuple[Message, int]:
         """One download: the message as the client decodes it, and the length of its payload."""
         message, payload = self.packed(server, state, client)
-        model, mask, _ = exchange.unpack(payload, message.model, {}, state.mask)
-        return Message(model, mask), len(payload)
+        return as_arrived(payload, message, state), len(payload)
 
     def downloads(self, server: ServerState, states: Sequence[ClientState], clients: Sequence[int]) -> Delivered:
         """Those of all participants; `states` are theirs before the round."""

@@ -27,7 +27,8 @@ SHOTS = 10
 
 _A, _B = 1, 2
 # The scene part (`s1`) is optional because DukeMTMC-reID and CUHK03-NP, same layout, have none: 0001_c2_f0046182.jpg.
-_MARKET = r"(?:bounding_box_train|query|bounding_box_test)/(-1|\d{1,9})_c(\d{1,4})(?:s\d+)?_\w+\.(?:jpe?g|png)"
+_MARKET_NAME = r"(-1|\d{1,9})_c(\d{1,4})(?:s\d+)?_\w+\.(?:jpe?g|png)"
+_MARKET = f"(?:bounding_box_train|query|bounding_box_test)/{_MARKET_NAME}"
 _VIPER = r"cam_([ab])/(\d{1,9})_\d{1,3}\.(?:bmp|png|jpe?g)"
 _CUHK01 = r"campus/(?!0000)(\d{4})00([1-4])\.(?:png|jpe?g)"
 _PES3D = r"RGB/(\d{1,9})_(\d{1,9})_\w+\.bmp"
@@ -84,6 +85,16 @@ def recognised(has: Callable[[str], bool]) -> Layout | None:
     'VIPeR'
     """
     return next((found for found in LAYOUTS if any(all(map(has, group)) for group in found.marks)), None)
+
+
+def named_after(name: str) -> tuple[int, int] | None:
+    """Person and camera of a picture whose file is named as in Market-1501; None for other names.
+
+    >>> named_after("0002_c1s1_000451_03.jpg"), named_after("entrance.jpg")
+    ((2, 1), None)
+    """
+    match = re.fullmatch(_MARKET_NAME, name, re.IGNORECASE | re.ASCII)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def draw_people(

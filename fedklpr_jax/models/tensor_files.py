@@ -1,4 +1,5 @@
-"""Named tensors from a file that others wrote: `.pth`, `.safetensors` or `.npz`, none of which is trusted.
+"""Named tensors from a file that others wrote: `.pth`, `.safetensors` or `.npz`, none of which is trusted; and ours as
+`.safetensors`.
 
 Names and shapes are read first, the numbers of a tensor only when it asks for them, so that a file takes no more memory
 than its own size and what is wanted of it.
@@ -82,6 +83,26 @@ def read_float32(path: Path, tensors: Mapping[str, Stored], name: str) -> np.nda
     if not np.isfinite(found).all():
         raise InputError(f"{path}: {name}: holds values that are not finite; give others")
     return found
+
+
+def safetensors_bytes(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Float32 `tensors` by name as a `.safetensors` file, with what it tells of itself.
+
+    The format: 8 bytes that are the length of a JSON header, the header, the numbers end to end (little-endian).
+
+    >>> safetensors_bytes({"a": np.float32([1.0])}, {"run": "one"})[8:].rstrip().decode("latin-1")[:60]
+    '{"__metadata__": {"run": "one"}, "a": {"dtype": "F32", "shap'
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    parts, end = [], 0
+    for name, values in tensors.items():
+        parts.append(np.ascontiguousarray(values, "<f4").tobytes())
+        begin, end = end, end + len(parts[-1])
+        header[name] = {"dtype": "F32", "shape": list(np.shape(values)), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode("ascii")
+    # Numbers begin at a multiple of their size, for those who map the file into memory.
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def _read_safetensors(data: bytes) -> dict[str, Stored]:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from fedklpr_jax.data.labelled import Labelled
+from fedklpr_jax.data.picture_format import PictureFormat
 from fedklpr_jax.data.plans import shuffled_plan
 from fedklpr_jax.data.stream import Streamed, ahead_of, import_grain
 from fedklpr_jax.evaluation.accuracy import Classified, classified
@@ -69,8 +70,8 @@ def make_task(
     names = tuple(f"c{k:0{len(str(len(shares) - 1))}d}" for k in range(len(shares)))
     own = [Share(*(np.concatenate(rows) for rows in zip(*shares, strict=True)))] if pooled else list(shares)
     training = np.concatenate([share.train for share in own])
-    mean, deviation = _statistics(data.pixels[training])
-    height, width, channels = data.pixels.shape[1:]
+    pictures = _picture_format(data.pixels, training)
+    height, width, channels = pictures.shape
     classes, batch = len(data.classes), config.task.batch
     augmented = any((config.data.flip, config.data.pad, config.data.erase))
 
@@ -88,18 +89,14 @@ def make_task(
             "batch_stats": {"trunk": start["batch_stats"]},
         }
 
-    def normalise(pixels: jax.Array) -> jax.Array:
-        return (pixels.astype(jnp.float32) - mean) / deviation
-
     def inputs(arrays: Arrays, rows: jax.Array) -> jax.Array:
-        return normalise(arrays.pixels[image(rows)])
+        return pictures.normalise(arrays.pixels[image(rows)])
 
     def forward(
         variables: PyTree, images: jax.Array, client: ClientData, train: bool, key: jax.Array
     ) -> tuple[dict[str, jax.Array], PyTree]:
         outputs, new_stats = spec.apply(reid.trunk_of(variables), images, train, {"dropout": key})
-        classifier = variables["params"]["classifier"]
-        logits = outputs["embedding"] @ classifier["kernel"] + classifier["bias"]
+        logits = _logits(variables, outputs["embedding"])
         # Of a network without batch norm the tree holds no statistics, and must not begin to.
         stats = {"trunk": new_stats} if new_stats else variables.get("batch_stats", {})
         return outputs | {"logits": logits}, stats
@@ -130,16 +127,12 @@ def make_task(
         rows = own[client].train
         return np.stack([shuffled_plan(rows, batch, key=(seed, round_, client, epoch)) for epoch in range(epochs)])
 
-    predict_test = jax.jit(lambda variables, pixels: predict(variables, normalise(pixels)))
+    classify = classifier(spec, pictures)
 
     def evaluate(variables: PyTree, test: int) -> Classified:
-        rows, found = shares[test].test, []
-        for first in range(0, len(rows), TEST_BATCH):
-            part = data.pixels[rows[first : first + TEST_BATCH]]
-            filled = np.zeros((TEST_BATCH, *part.shape[1:]), np.uint8)
-            filled[: len(part)] = part
-            found.append(np.asarray(predict_test(variables, filled))[: len(part)])
-        return classified(np.concatenate(found), data.labels[rows])
+        rows = shares[test].test
+        predicted = np.argmax(classify(variables, data.pixels[rows]), axis=-1)
+        return classified(predicted.astype(np.int32), data.labels[rows])
 
     pixels: np.ndarray | Streamed = data.pixels
     if config.data.stream:
@@ -163,14 +156,33 @@ def make_task(
         learning_rate=step_decay(config.optimizer, config.rounds, config.last),
         tests=tuple(Examined(name, 0 if pooled else k) for k, name in enumerate(names)),
         ahead=ahead_of(pixels),
+        pictures=pictures,
+        classes=tuple(data.classes),
     )
 
 
-def _statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each channel over the training images, float32 [c]; a constant channel has deviation 1."""
-    axes = (0, 1, 2)
-    mean, deviation = pixels.mean(axes, dtype=np.float64), pixels.std(axes, dtype=np.float64)
-    return mean.astype(np.float32), np.where(deviation > 0, deviation, 1.0).astype(np.float32)
+def _logits(variables: PyTree, embedding: jax.Array) -> jax.Array:
+    classifier = variables["params"]["classifier"]
+    return embedding @ classifier["kernel"] + classifier["bias"]
+
+
+def classifier(spec: ModelSpec, pictures: PictureFormat) -> reid.Network:
+    """The logits that tests are answered by: that of the answer is the largest."""
+
+    @jax.jit
+    def classify_batch(variables: PyTree, pixels: jax.Array) -> jax.Array:
+        outputs, _ = spec.apply(reid.trunk_of(variables), pictures.normalise(pixels), False)
+        return _logits(variables, outputs["embedding"])
+
+    return reid.in_batches(classify_batch, TEST_BATCH)
+
+
+def _picture_format(pixels: np.ndarray, training: np.ndarray) -> PictureFormat:
+    """That of `pixels`, of which the `training` rows give mean and deviation; a constant channel has deviation 1."""
+    chosen, axes = pixels[training], (0, 1, 2)
+    mean, deviation = chosen.mean(axes, dtype=np.float64), chosen.std(axes, dtype=np.float64)
+    values = (mean.astype(np.float32), np.where(deviation > 0, deviation, 1.0).astype(np.float32))
+    return PictureFormat(*pixels.shape[1:], *(tuple(of.tolist()) for of in values))
 
 
 def _clients(shares: Sequence[Share], batch: int, seed: int) -> tuple[ClientData, ...]:

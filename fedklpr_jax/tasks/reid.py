@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedklpr_jax.data import augment as augmentation
-from fedklpr_jax.data.site import Away, Clients, Images, Site, here, pixels_here
+from fedklpr_jax.data.picture_format import PictureFormat
+from fedklpr_jax.data.site import Away, Clients, Site, here, pixels_here
 from fedklpr_jax.data.stream import Streamed, import_grain
 from fedklpr_jax.evaluation.features import Evaluation, evaluate_features
 from fedklpr_jax.federated import Public
@@ -126,35 +127,58 @@ def probe_rows(training: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     return chosen.astype(np.int32)
 
 
-def evaluating(exams: Sequence[Exam], spec: ModelSpec, options: Any) -> Callable[[PyTree, int], Evaluation]:
-    """(variables, number of the test) -> its result: f(x) + f(flip x), normalised.
+def picture_format(data: Any) -> PictureFormat:
+    """What a network of re-ID takes; `data` is `config.data`."""
+    mean, deviation = (tuple(values.tolist()) for values in (augmentation.MEAN, augmentation.STD))
+    return PictureFormat(data.height, data.width, 3, mean, deviation)
 
-    `options` is `config.eval`.
-    """
+
+# A trained network at work: (a task's variables, uint8 [n, h, w, c]) -> float32 [n, d].
+Network = Callable[[PyTree, np.ndarray], np.ndarray]
+
+
+def in_batches(program: Callable[[PyTree, Any], jax.Array], size: int) -> Network:
+    """The compiled `program`, which takes `size` pictures, for any number of them from 1."""
+
+    def network(variables: PyTree, pixels: np.ndarray) -> np.ndarray:
+        parts = []
+        for first in range(0, len(pixels), size):
+            chunk = np.asarray(pixels[first : first + size])
+            # One shape for all chunks: the last is filled up, or every client would compile anew.
+            filled = np.zeros((size, *chunk.shape[1:]), np.uint8)
+            filled[: len(chunk)] = chunk
+            parts.append(np.asarray(program(variables, filled))[: len(chunk)])
+        return np.concatenate(parts)
+
+    return network
+
+
+def embedder(spec: ModelSpec) -> Network:
+    """The embeddings that tests rank by: f(x) + f(flip x), L2-normalised."""
 
     @jax.jit
-    def embed_test(variables: PyTree, pixels: jax.Array) -> jax.Array:
+    def embed_batch(variables: PyTree, pixels: jax.Array) -> jax.Array:
         trunk, images = trunk_of(variables), augmentation.normalise(pixels)
         features = spec.apply(trunk, images, False)[0]["embedding"]
         features += spec.apply(trunk, augmentation.flip(images), False)[0]["embedding"]
         return normalise_features(features)
 
-    def embed_images(variables: PyTree, images: Images) -> np.ndarray:
-        parts = []
-        for first in range(0, len(images), EMBED_BATCH):
-            chunk = np.asarray(images.pixels[first : first + EMBED_BATCH])
-            # One shape for all chunks: the last is filled up, or every client would compile anew.
-            filled = np.zeros((EMBED_BATCH, *chunk.shape[1:]), np.uint8)
-            filled[: len(chunk)] = chunk
-            parts.append(np.asarray(embed_test(variables, filled))[: len(chunk)])
-        return np.concatenate(parts)
+    return in_batches(embed_batch, EMBED_BATCH)
+
+
+def evaluating(exams: Sequence[Exam], spec: ModelSpec, options: Any) -> Callable[[PyTree, int], Evaluation]:
+    """(variables, number of the test) -> its result, of the embeddings of `embedder`.
+
+    `options` is `config.eval`.
+    """
+    embed_all = embedder(spec)
 
     def evaluate(variables: PyTree, test: int) -> Evaluation:
         site = exams[test].site
         assert isinstance(site, Site), f"{site.name} is tested where its pictures are"
         return evaluate_features(
-            embed_images(variables, site.query),
-            embed_images(variables, site.gallery),
+            embed_all(variables, site.query.pixels),
+            embed_all(variables, site.gallery.pixels),
             site.query,
             site.gallery,
             average_precision=options.average_precision,

@@ -178,6 +178,7 @@ def make_task(
         learning_rate=step_decay(config.optimizer, config.rounds, config.last),
         validate=lambda variables, client: float(score_alone(arrays, variables, clients[client])),
         ahead=ahead_of(arrays.pixels),
+        pictures=reid.picture_format(config.data),
     )
 
 

@@ -262,6 +262,7 @@ def make_task(
         ),
         remember=remember,
         validate=validate,
+        pictures=reid.picture_format(config.data),
     )
 
 

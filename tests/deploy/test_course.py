@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from fedklpr_jax import checkpoint, exchange, train
+from fedklpr_jax import checkpoint, exchange, train, trained
 from fedklpr_jax import config as settings
 from fedklpr_jax.deploy import server
 from fedklpr_jax.deploy.messages import Letter, Silence
@@ -77,6 +77,9 @@ def test_a_deployment_ends_with_the_bits_of_the_simulation(tmp_path, method, mor
     assert there["bytes"] == here["bytes"]
     assert fleet.payloads == there["bytes"]["total"] + examined
     assert rounds_of(tmp_path / "there") == rounds_of(tmp_path / "here")
+    assert trained.load(tmp_path / "here", "c1", quiet()).rounds == 2
+    with pytest.raises(InputError, match="its clients were machines of their own, and their models are there"):
+        trained.load(tmp_path / "there", "c1", quiet())
 
 
 def test_a_sites_state_is_that_of_its_client(tmp_path):
