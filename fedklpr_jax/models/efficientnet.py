@@ -19,10 +19,20 @@ from fedklpr_jax.models.convolution import Convolution
 from fedklpr_jax.models.layers import Layer, make_norm, outputs, pool_map, same_conv
 
 EXPANSION = 6
+EPSILON = 1e-3  # of all norms but the neck's
 # Of the seven stages; the first does not expand, and the sixth has `ModelSpec.last_stride`.
 KERNELS = (3, 3, 5, 3, 5, 5, 3)
-STRIDES = (1, 2, 2, 2, 1, 2, 1)
-LAST_STRIDE = 5
+_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+_LAST_STRIDE = 5
+
+
+def strides(last_stride: int) -> tuple[int, ...]:
+    """Of the first block of each stage.
+
+    >>> strides(1)
+    (1, 2, 2, 2, 1, 1, 1)
+    """
+    return (*_STRIDES[:_LAST_STRIDE], last_stride, *_STRIDES[_LAST_STRIDE + 1 :])
 
 
 class InvertedBottleneck(nn.Module):
@@ -77,18 +87,17 @@ class EfficientNetLite(nn.Module):
         """
         layer = partial(same_conv, dtype=self.dtype, convolution=self.convolution, by_channel=self.depthwise)
         norm = make_norm(self.norm, train=train, dtype=self.dtype)
-        inner = partial(norm, epsilon=1e-3)
+        inner = partial(norm, epsilon=EPSILON)
 
         stem, *widths, head = self.widths
         x = layer(stem, 3, 2, name="conv_stem")(images)
         x = nn.relu6(inner(name="bn0")(x))
         number = 0
-        for stage, (width, count) in enumerate(zip(widths, self.blocks, strict=True)):
-            stride = self.last_stride if stage == LAST_STRIDE else STRIDES[stage]
-            expansion = EXPANSION if stage else 1
+        stages = zip(widths, self.blocks, KERNELS, strides(self.last_stride), strict=True)
+        for stage, (width, count, kernel, stride) in enumerate(stages):
             for i in range(count):
                 block = InvertedBottleneck(
-                    width, KERNELS[stage], 1 if i else stride, expansion, layer, inner, name=f"blocks_{number}"
+                    width, kernel, 1 if i else stride, EXPANSION if stage else 1, layer, inner, name=f"blocks_{number}"
                 )
                 x, number = block(x), number + 1
         x = layer(head, 1, 1, name="conv_head")(x)

@@ -16,6 +16,7 @@ from flax import traverse_util
 
 from fedklpr_jax.data.picture_format import PictureFormat
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.models import efficientnet
 from fedklpr_jax.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -78,21 +79,28 @@ class Graph:
         pads = [size // 2 if pad is None else pad] * 4
         return self.op("Conv", *inputs, kernel_shape=[size, size], strides=[stride, stride], pads=pads)
 
+    def same_conv(self, x: str, path: str, stride: int = 1, groups: int = 1) -> str:
+        """The square convolution of layer `path`, padded as `models.layers.same_conv`."""
+        kernel = self.leaf(f"params/{path}/kernel")
+        weight = self.constant(f"params.{path.replace('/', '.')}.kernel", kernel.transpose(3, 2, 0, 1))
+        size = [kernel.shape[0]] * 2
+        return self.op("Conv", x, weight, kernel_shape=size, strides=[stride] * 2, auto_pad="SAME_UPPER", group=groups)
+
     def dense(self, x: str, path: str, out: str = "") -> str:
         """The dense layer `path`."""
         return self.op("Gemm", x, self.weight(f"params/{path}/kernel"), self.weight(f"params/{path}/bias"), out=out)
 
-    def norm(self, x: str, path: str) -> str:
+    def norm(self, x: str, path: str, epsilon: float = _EPSILON) -> str:
         """The norm `path` of a map or of features: by running statistics, or group norm where it has none."""
         scale, dotted = self.leaf(f"params/{path}/scale"), f"params.{path.replace('/', '.')}"
         bias = self.leaf(f"params/{path}/bias") if self.has(f"params/{path}/bias") else np.zeros_like(scale)
         if not self.has(f"batch_stats/{path}/mean"):
-            return self._group_norm(x, dotted, scale, bias)
+            return self._group_norm(x, dotted, scale, bias, epsilon)
         statistics = (self.weight(f"batch_stats/{path}/{name}") for name in ("mean", "var"))
         weights = (self.constant(f"{dotted}.{name}", values) for name, values in (("scale", scale), ("bias", bias)))
-        return self.op("BatchNormalization", x, *weights, *statistics, epsilon=_EPSILON)
+        return self.op("BatchNormalization", x, *weights, *statistics, epsilon=epsilon)
 
-    def _group_norm(self, x: str, dotted: str, scale: np.ndarray, bias: np.ndarray) -> str:
+    def _group_norm(self, x: str, dotted: str, scale: np.ndarray, bias: np.ndarray, epsilon: float) -> str:
         """`models.layers.GroupNorm` of a map: over all places and the channels that are not pruned."""
         # ONNX's own counts pruned channels too.
         kept = (scale != 0).astype(np.float32)
@@ -108,13 +116,17 @@ class Graph:
         mean = over_kept(x)
         square = self.op("Sub", over_kept(self.op("Mul", x, x)), self.op("Mul", mean, mean))
         variance = self.op("Max", square, self.constant("zero", 0))
-        deviation = self.op("Sqrt", self.op("Add", variance, self.constant("epsilon", _EPSILON)))
+        deviation = self.op("Sqrt", self.op("Add", variance, self.constant(f"{dotted}.epsilon", epsilon)))
         moved = self.op("Mul", self.op("Sub", x, mean), self.op("Div", scales, deviation))
         return self.op("Add", moved, biases)
 
     def relu(self, x: str) -> str:
         """max(x, 0)."""
         return self.op("Relu", x)
+
+    def relu6(self, x: str) -> str:
+        """min(max(x, 0), 6)."""
+        return self.op("Clip", x, self.constant("zero", 0), self.constant("six", 6))
 
     def pool(self, x: str, pooling: str) -> str:
         """The map [n, c, h, w] to [n, c], by `avg` or `gem`."""
@@ -167,7 +179,27 @@ def _cnn(graph: Graph, spec: ModelSpec, x: str, pictures: PictureFormat) -> str:
     return graph.relu(graph.dense(x, "trunk/dense"))
 
 
-_FAMILIES = {"resnet": _resnet, "vgg": _vgg, "cnn": _cnn}
+def _efficientnet(graph: Graph, spec: ModelSpec, x: str, pictures: PictureFormat) -> str:
+    def layer(x: str, conv: str, norm: str, stride: int = 1, groups: int = 1) -> str:
+        return graph.norm(graph.same_conv(x, f"trunk/{conv}", stride, groups), f"trunk/{norm}", efficientnet.EPSILON)
+
+    x, number = graph.relu6(layer(x, "conv_stem", "bn0", 2)), 0
+    for count, first in zip(spec.blocks, efficientnet.strides(spec.last_stride), strict=True):
+        for place in range(count):
+            block, stride, y = f"blocks_{number}", 1 if place else first, x
+            if graph.has(f"params/trunk/{block}/expand_conv/kernel"):
+                y = graph.relu6(layer(y, f"{block}/expand_conv", f"{block}/bn0"))
+            kernel = graph.leaf(f"params/trunk/{block}/depthwise_conv/kernel")
+            y = graph.relu6(layer(y, f"{block}/depthwise_conv", f"{block}/bn1", stride, kernel.shape[-1]))
+            y = layer(y, f"{block}/project_conv", f"{block}/bn2")
+            # The first block of a stage may have equal widths on both sides too.
+            inputs = graph.leaf(f"params/trunk/{block}/{'expand' if number else 'depthwise'}_conv/kernel").shape
+            same = stride == 1 and inputs[2 if number else 3] == graph.leaf(f"params/trunk/{block}/bn2/scale").size
+            x, number = graph.op("Add", x, y) if same else y, number + 1
+    return graph.pool(graph.relu6(layer(x, "conv_head", "bn1")), spec.pooling)
+
+
+_FAMILIES = {"resnet": _resnet, "vgg": _vgg, "cnn": _cnn, "efficientnet": _efficientnet}
 
 
 def _neck(graph: Graph, spec: ModelSpec, pooled: str) -> str:

@@ -24,7 +24,11 @@ EMBEDDING = {
     "stem of 3x3, projected shortcut": ModelSpec("a", (4, 8), (2, 1), stem="3x3/2"),
     "stem of 7x7, gem, last stride 2": ModelSpec("b", (4, 4, 8), (1, 1, 1), pooling="gem", last_stride=2),
     "bottleneck, embedding block": ModelSpec("c", (4, 4), (1, 2), bottleneck=True, embedding_dim=6, dropout=0.5),
-}
+    "efficientnet, a block in and out alike": ModelSpec(
+        "h", (4, 4, 6, 8, 8, 8, 8, 10, 12), (1, 2, 1, 1, 2, 1, 1), family="efficientnet", pooling="gem"),
+    "efficientnet, last stride 2": ModelSpec(
+        "i", (4, 6, 6, 6, 8, 8, 8, 8, 8), (1,) * 7, family="efficientnet", last_stride=2),
+}  # fmt: skip
 LOGITS = {
     "cnn": (ModelSpec("d", (4, 4, 8), (1, 1, 1), family="cnn", neck="none"), GREY),
     # 28 rows come to a single one before the last pool, which is then left out.
@@ -40,7 +44,9 @@ def variables_of(spec: ModelSpec, pictures: PictureFormat, classes: int = 0) -> 
     trunk = spec.init(jax.random.key(0), *pictures.shape)
 
     def moved(path: tuple, leaf: jax.Array) -> np.ndarray:
-        values = np.asarray(leaf) + rng.uniform(0.05, 0.3, leaf.shape).astype(np.float32)
+        # Kernels to both sides, for what clips at 6 would else stand there whatever the picture.
+        least = -0.3 if path[-1].key == "kernel" else 0.05
+        values = np.asarray(leaf) + rng.uniform(least, 0.3, leaf.shape).astype(np.float32)
         if spec.norm == "group" and path[-1].key in ("scale", "bias") and leaf.ndim == 1:
             values[0] = 0.0
         return values
