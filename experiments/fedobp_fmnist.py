@@ -2,7 +2,7 @@
 
     python experiments/run.py --config=experiments/fedobp_fmnist.py --config.data.root=../shared/data/fashion_mnist
 
-A tenth of the clients a round, 400 rounds of 5 local epochs: some 13 s of one core a round, about 90 minutes in all.
+A tenth of the clients a round, 400 rounds of 5 local epochs: some 8 s of one core a round, about an hour in all.
 Any other method takes the same setting with `--config.method.name=fedavg` (`fedper`, `local`, ...); for Dirichlet 0.5
 the published choice is `--config.data.alpha=0.5 --config.method.obp.quantile=0.9992 --config.method.obp.ema=0.5`.
 The partition is the logged one; docs/classification.md says what differs.

@@ -228,14 +228,9 @@ def reopen(
     Raises:
       InputError: no run, or no round of it yet; or its data, or method, are not here.
     """
-    known = directory / "config.json"
-    config = settings.default_config()
-    try:
-        config.update_from_flattened_dict(json.loads(known.read_text())["settings"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{known}: no readable configuration of a run; give the folder of one") from error
+    config = trained.settings_of(directory)
     if config.method.name not in ([method.name] if method else METHODS):
-        raise InputError(f"{known}: the run is of a method {config.method.name!r}; give that one")
+        raise InputError(f"{directory}: its run is of a method {config.method.name!r}; give that one")
     if not checkpoint.metas(directory / "checkpoints"):
         raise InputError(f"{directory}: has no checkpoint yet; let its run finish a round")
     federation = make_federation(config, console, method)

@@ -112,7 +112,11 @@ def load(run: Path, client: str, console: Console) -> Trained:
     Raises:
       InputError: no such run or client, no checkpoint yet, or a run whose clients keep their models elsewhere.
     """
-    config = _config(run)
+    config = settings_of(run)
+    try:
+        settings.validate(config)
+    except InputError as error:
+        raise InputError(f"{run}: {error}") from error
     folder = run / "checkpoints"
     metas = checkpoint.metas(folder)
     if not metas:
@@ -168,14 +172,18 @@ def narrowed(model: Trained) -> tuple[Trained, np.ndarray | None]:
     return small, np.asarray(kept)
 
 
-def _config(run: Path) -> ml_collections.ConfigDict:
+def settings_of(run: Path) -> ml_collections.ConfigDict:
+    """The settings of the run in the folder `run`, as they were written.
+
+    Raises:
+      InputError: no run, or none of this version.
+    """
     path = run / "config.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the folder of a run, such as runs/fedklpr")
     config = settings.default_config()
     try:
         config.update_from_flattened_dict(dict(json.loads(path.read_text(encoding="utf-8"))["settings"]))
-        settings.validate(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: no settings of this version ({reason}); give the folder of another run") from error

@@ -79,11 +79,11 @@ def test_a_name_that_cannot_be_is_refused(name, told, tmp_path):
 
 def test_what_is_no_run_is_not_looked_at(run, tmp_path):
     folder, _ = run
-    with pytest.raises(InputError, match="config.json: no readable configuration of a run"):
+    with pytest.raises(InputError, match="config.json: no such file; give the folder of a run"):
         train.reopen(tmp_path, Console(io.StringIO()))
-    with pytest.raises(InputError, match="the run is of a method 'still'; give that one"):
+    with pytest.raises(InputError, match="its run is of a method 'still'; give that one"):
         train.reopen(folder / "run", Console(io.StringIO()))
-    with pytest.raises(InputError, match="the run is of a method 'still'; give that one"):
+    with pytest.raises(InputError, match="its run is of a method 'still'; give that one"):
         train.reopen(folder / "run", Console(io.StringIO()), method=Method("other"))
     (tmp_path / "config.json").write_bytes((folder / "run" / "config.json").read_bytes())
     with pytest.raises(InputError, match="has no checkpoint yet; let its run finish a round"):
