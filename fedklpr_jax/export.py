@@ -9,44 +9,32 @@ file is there it is read back, run, and compared. docs/trained-models.md says wh
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.run_folder import arguments_of, model_of, status_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 2 bad input, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        "python -m fedklpr_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, such as runs/fedklpr")
-    parser.add_argument("--client", required=True, metavar="NAME", help="whose network")
+    parser = arguments_of("export", __doc__)
     parser.add_argument("--format", required=True, choices=("safetensors", "onnx"), help="of the file")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it; else RUN/NAME.FORMAT")
     given = parser.parse_args(arguments)
-    try:
-        _export(given.run, given.client, given.format, given.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return status_of(lambda: _export(given.run, given.client, given.format, given.out))
 
 
 def _export(run: Path, client: str, form: str, out: Path | None) -> None:
     if out and (out.suffix != f".{form}" or not out.parent.is_dir()):
         raise InputError(f"--out: {out} is not allowed; give a name ending in .{form} in an existing folder")
     # Imported late, so that help and typing errors are answered at once.
-    from fedklpr_jax import exporting, trained
+    from fedklpr_jax import exporting
     from fedklpr_jax.console import Console
 
     console = Console()
-    model = trained.load(run, client, console)
+    model = model_of(run, client, console)
     # A client may be named after a camera of its site: mall/c1.
     path = out or run / f"{client.replace('/', '-')}.{form}"
     done = exporting.export(model, form, path)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.run_folder import arguments_of, model_of, status_of
 
 if TYPE_CHECKING:
     from fedklpr_jax.searching import Ranking
@@ -25,25 +26,13 @@ _MOST_LINES = 20
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 2 bad input, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        "python -m fedklpr_jax.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, such as runs/fedklpr")
-    parser.add_argument("--client", required=True, metavar="NAME", help="whose network ranks")
+    parser = arguments_of("search", __doc__)
     parser.add_argument("--gallery", required=True, metavar="DIR", type=Path, help="pictures to search in")
     parser.add_argument("--query", required=True, metavar="FILE", type=Path, help="picture to search for")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many to show (default 10)")
     parser.add_argument("--out", type=Path, metavar="PICTURE.png", help="where to draw query and ranked list")
     given = parser.parse_args(arguments)
-    try:
-        _search(given)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return status_of(lambda: _search(given))
 
 
 def _search(given: argparse.Namespace) -> None:
@@ -52,12 +41,12 @@ def _search(given: argparse.Namespace) -> None:
     if given.out and (given.out.suffix != ".png" or not given.out.parent.is_dir()):
         raise InputError(f"--out: {given.out} is not allowed; give a name ending in .png in an existing folder")
     # Imported late, so that help and typing errors are answered at once.
-    from fedklpr_jax import searching, trained
+    from fedklpr_jax import searching
     from fedklpr_jax.console import Console
     from fedklpr_jax.metrics import write_atomically
 
     console = Console()
-    model = trained.load(given.run, given.client, console)
+    model = model_of(given.run, given.client, console)
     ranking = searching.rank(model, given.query, given.gallery, given.top, console, draw=bool(given.out))
     for text in ranking.refused[:_MOST_LINES]:
         console.line(f"left out: {text}")

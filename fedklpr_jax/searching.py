@@ -17,6 +17,7 @@ from fedklpr_jax.data.listing import Read, line, why_unusable
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.ranking import euclidean_distances
 from fedklpr_jax.ranked_picture import Tile, draw_ranking
+from fedklpr_jax.tasks.reid import Network
 from fedklpr_jax.trained import Trained
 
 # Decoded pictures in memory at a time.
@@ -72,7 +73,7 @@ def rank(model: Trained, query: Path, gallery: Path, top: int, console: Console,
     network = model.network()
     with opened_gallery(gallery) as (pictures, refused, read):
         pictures = [shown for shown in pictures if not _same(gallery / shown.path, query)]
-        embedded, kept, broken = _embedded(model, pictures, read, console)
+        embedded, kept, broken = _embedded(model, network, pictures, read, console)
         if not kept:
             raise InputError(f"--gallery: {gallery} holds no picture that can be searched; the first: "
                              f"{(broken + refused + ['the query alone'])[0]}")
@@ -103,10 +104,10 @@ def _read_path(path: str) -> bytes:
 
 
 def _embedded(
-    model: Trained, pictures: Sequence[Shown], read: Read, console: Console
+    model: Trained, network: Network, pictures: Sequence[Shown], read: Read, console: Console
 ) -> tuple[np.ndarray, list[Shown], list[str]]:
     """The embeddings of the pictures that can be read, float32 [n, d], these pictures, and a line for each other."""
-    network, by_path = model.network(), {shown.path: shown for shown in pictures}
+    by_path = {shown.path: shown for shown in pictures}
     kept: list[Shown] = []
     parts: list[np.ndarray] = []
     block: list[np.ndarray] = []
