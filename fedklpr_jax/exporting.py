@@ -98,6 +98,7 @@ def metadata(model: Trained) -> dict[str, str]:
     )  # fmt: skip
     return {
         "library": f"fedklpr_jax {__version__}",
+        "run": model.run,
         "method": model.method.name,
         "task": model.config.task.name,
         "client": model.client,

@@ -43,6 +43,7 @@ class Trained:
     """A client's model after some rounds of a run.
 
     Attributes:
+      run: the name of its folder.
       config: of the run.
       method: its method.
       client: whose model.
@@ -56,6 +57,7 @@ class Trained:
       digest: of every setting of the run that changes a number.
     """
 
+    run: str
     config: ml_collections.ConfigDict
     method: Method
     client: str
@@ -133,12 +135,12 @@ def load(run: Path, client: str, console: Console) -> Trained:
     method = _method(config, told["names"])
     server, states = _template(method, told, run / "clients")
     tree, _ = checkpoint.restore(folder, step, {"server": server, "clients": states.recorded(meta["clients"])})
-    began = str(number) not in meta["clients"] and jax.tree.leaves(states[number]._replace(labels=()))
-    if began:
+    # Its labels say nothing of what a client ends with, and one that never took part has none here.
+    first = states[number]._replace(labels=())
+    if str(number) not in meta["clients"] and jax.tree.leaves(first):
         state = _first(config, client, number, told, console)
     else:
         state = states.restored(meta["clients"], tree["clients"])[number]
-    # What a client ends with does not depend on its labels, of which one that never took part has none here.
     state = state._replace(labels=())
     received = jax.device_get(jax.jit(method.download)(tree["server"], np.int32(number)))
     if config.wire.encode:
@@ -146,7 +148,7 @@ def load(run: Path, client: str, console: Console) -> Trained:
     variables = jax.device_get(merge(jax.jit(method.personalise)(received, state), state.local))
     pictures = PictureFormat.from_json(told["pictures"])
     return Trained(
-        config, method, client, number, step, model_spec(config), variables, state.mask, pictures,
+        run.resolve().name, config, method, client, number, step, model_spec(config), variables, state.mask, pictures,
         tuple(told["classes"]), meta["fingerprint"],
     )  # fmt: skip
 

@@ -199,7 +199,7 @@ def test_an_onnx_file_gives_the_embeddings_and_tells_what_it_is(people, tmp_path
     np.testing.assert_allclose(found, model.network()(model.variables, site.query.pixels), atol=2e-6)
     told = session.get_modelmeta().custom_metadata_map
     assert told == exporting.metadata(model)
-    assert (told["client"], told["method"], told["rounds"]) == (name, "fedklpr", "2")
+    assert [told[key] for key in ("run", "client", "method", "rounds")] == ["people", name, "fedklpr", "2"]
     assert told["takes"].startswith("uint8 [n, 32, 16, 3]: pictures, rows, columns, red, green, blue (NHWC), 0 to 255")
     assert told["configuration"] == train.fingerprint(config_of(people))
 
