@@ -184,7 +184,7 @@ def test_what_is_no_run_or_client_is_one_line(people, tmp_path):
     shutil.rmtree(copy / "checkpoints")
     assert "holds no complete checkpoint; give a run that has finished a round" in refused(copy)
     (copy / "config.json").write_text('{"settings": {"roundss": 1}}')
-    assert "RUN/config.json: no settings of this version" in refused(copy)
+    assert "RUN: config.roundss: there is no such setting" in refused(copy)
 
 
 def test_an_onnx_file_gives_the_embeddings_and_tells_what_it_is(people, tmp_path, capsys):
