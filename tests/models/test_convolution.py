@@ -23,14 +23,10 @@ from fedklpr_jax.models.convolution import (
     patches_convolution,
     winograd_convolution,
 )
-from tests.convolutions import assert_clients_agree, with_gradients
+from tests.convolutions import assert_clients_agree, direct_with_gradients, with_gradients
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 PAIR = st.tuples(st.integers(0, 3), st.integers(0, 3))
-
-
-def stock_convolution(x: jax.Array, w: jax.Array, strides: Any, padding: Any) -> jax.Array:
-    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=LAYOUT)
 
 
 @settings(deadline=None, max_examples=8)
@@ -44,12 +40,12 @@ def stock_convolution(x: jax.Array, w: jax.Array, strides: Any, padding: Any) ->
 )
 @example((4, 2), (3, 3), (1, 1), ((1, 1), (1, 1)), (2, 3), 0)  # a map smaller than its kernel
 @example((7, 5), (1, 1), (2, 2), "SAME", (2, 3), 0)  # a strided 1x1
-def test_equals_stock_forward_and_gradients(
+def test_equals_float64_forward_and_gradients(
     size: Any, kernel: Any, strides: Any, padding: Any, channels: Any, seed: int
 ) -> None:
     x = jax.random.normal(jax.random.key(seed), (2, *size, channels[0]))
     w = jax.random.normal(jax.random.key(seed + 1), (*kernel, *channels))
-    # A stock convolution of an empty map has no counterpart: the window must fit at least once.
+    # The window must fit at least once.
     if padding == "VALID":
         total = size
     elif padding == "SAME":
@@ -60,11 +56,10 @@ def test_equals_stock_forward_and_gradients(
         with pytest.raises(ValueError, match="does not fit"):
             patches_convolution(x, w, strides, padding)
         return
-    both = jax.jit(
-        lambda x, w: [with_gradients(f, x, w, strides, padding) for f in (patches_convolution, stock_convolution)]
-    )
-    for ours, theirs in zip(*both(x, w), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    ours = jax.jit(lambda x, w: with_gradients(patches_convolution, x, w, strides, padding))(x, w)
+    # The tolerance is that of some 500 terms in float32 that may cancel; a wrong place is off by a tenth and more.
+    for mine, exact in zip(ours, direct_with_gradients(x, w, strides, padding), strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=1e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("kernel, strides", [(3, (1, 1)), (5, (2, 2)), (3, (2, 1))])
