@@ -44,7 +44,7 @@ from benchmarks._runs import (  # noqa: E402
 from benchmarks._runs import execute as run_jobs  # noqa: E402
 from fedklpr_jax.cli import parse  # noqa: E402
 from fedklpr_jax.config import flat, resolved, validate  # noqa: E402
-from fedklpr_jax.errors import InputError  # noqa: E402
+from fedklpr_jax.errors import InputError, status_of  # noqa: E402
 from fedklpr_jax.metrics import write_atomically  # noqa: E402
 
 # The development federation: people and sites that no published number of this repository is measured on.
@@ -249,14 +249,7 @@ def ablate(options: argparse.Namespace) -> int:
 
 def main(given: Sequence[str] | None = None) -> int:
     """The whole command; returns the exit status: 0 done, 1 some run is missing, 2 bad input (130 interrupted)."""
-    try:
-        return ablate(_options(given))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    return status_of(lambda: ablate(_options(given)), interrupted="the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from benchmarks._comparison import Result, Results  # noqa: E402
 from benchmarks._comparison_plan import Plan, differences, make_plan  # noqa: E402
 from benchmarks._comparison_progress import run_all  # noqa: E402
 from benchmarks._runs import Parser, between_markers, count, make_folder, markers, part  # noqa: E402
-from fedklpr_jax.errors import InputError  # noqa: E402
+from fedklpr_jax.errors import InputError, status_of  # noqa: E402
 from fedklpr_jax.metrics import write_atomically  # noqa: E402
 
 MARK = "comparison"
@@ -165,14 +165,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def main(given: Sequence[str] | None = None) -> int:
     """The whole command; returns the exit status: 0 done, 1 some run is missing, 2 bad input (130 interrupted)."""
-    try:
-        return compare(_options(given))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    return status_of(lambda: compare(_options(given)), interrupted="the same command goes on from here")
 
 
 if __name__ == "__main__":

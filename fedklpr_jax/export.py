@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedklpr_jax.errors import InputError
-from fedklpr_jax.run_folder import arguments_of, model_of, status_of
+from fedklpr_jax.errors import InputError, status_of
+from fedklpr_jax.run_folder import arguments_of, model_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -383,3 +383,12 @@ def duration(seconds: float) -> str:
     """
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def heading(method: str, task: str) -> str:
+    """What a run is called where people read of it.
+
+    >>> heading("fedavg", "supervised"), heading("fedavg", "classification")
+    ('fedavg on supervised re-ID', 'fedavg on classification')
+    """
+    return f"{method} on {task}" if task == "classification" else f"{method} on {task} re-ID"

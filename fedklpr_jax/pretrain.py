@@ -30,7 +30,7 @@ from fedklpr_jax.config import default_config, resolved, validate
 from fedklpr_jax.console import Console
 from fedklpr_jax.data import synthetic
 from fedklpr_jax.data.site import Images, Site
-from fedklpr_jax.errors import InputError
+from fedklpr_jax.errors import InputError, status_of
 from fedklpr_jax.federated import Method
 from fedklpr_jax.models.spec import SPECS, ModelSpec, make_spec
 from fedklpr_jax.tasks import supervised
@@ -206,22 +206,18 @@ def main(arguments: Sequence[str] | None = None, recipe: Recipe | None = None) -
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--seed", type=int, default=recipe.seed, help="of the drawn people and of the training")
     options = parser.parse_args(arguments)
+    recipe = dataclasses.replace(recipe, seed=options.seed)
+    return status_of(lambda: _to_file(options.out, options.arch, options.height, options.width, recipe))
+
+
+def _to_file(out: Path, arch: str, height: int, width: int, recipe: Recipe) -> None:
+    if out.suffix != ".npz" or not out.parent.is_dir():
+        raise InputError(f"--out: {out} is not allowed; give a name ending in .npz in an existing folder")
     console = Console()
-    try:
-        if options.out.suffix != ".npz" or not options.out.parent.is_dir():
-            raise InputError(f"--out: {options.out} is not allowed; give a name ending in .npz in an existing folder")
-        recipe = dataclasses.replace(recipe, seed=options.seed)
-        trunk, score = pretrain(make_spec(options.arch), options.height, options.width, recipe, console)
-        weights.save(options.out, trunk)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    size = options.out.stat().st_size / 1e6
-    console.line(f"mAP {100 * score:.1f} % on held-out pretraining identities; wrote {options.out} ({size:.1f} MB)")
-    return 0
+    trunk, score = pretrain(make_spec(arch), height, width, recipe, console)
+    weights.save(out, trunk)
+    size = out.stat().st_size / 1e6
+    console.line(f"mAP {100 * score:.1f} % on held-out pretraining identities; wrote {out} ({size:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.figures import DARK, LIGHT, MARKERS, Plot, Style, client_styles, draw
-from fedklpr_jax.metrics import duration, privacy_note, read_metrics, write_atomically
+from fedklpr_jax.metrics import duration, heading, privacy_note, read_metrics, write_atomically
 from fedklpr_jax.panels import MANY
 from fedklpr_jax.plots import distribution, run_plots
 from fedklpr_jax.report_pictures import ClassifiedPictures, RankedList, classified_pictures, data_uri, ranked_lists
@@ -140,7 +140,7 @@ def write_report(
     tested = summary["clients"]
     styles = client_styles(list(dict.fromkeys([*tested, *logged])))
     notes = [*(event["text"] for event in events if event.get("event") == "note"), *summary.get("notes", [])]
-    heading = f"{summary['method']} on {summary['task']}"
+    title = heading(summary["method"], summary["task"])
     lead = [f"seed {summary['seed']}", f"{summary['rounds']} rounds", _clients(tested, logged)]
     if summary.get("seconds") is not None:
         lead.append(duration(summary["seconds"]))
@@ -152,7 +152,7 @@ def write_report(
     # The policy makes the browser itself refuse scripts and anything from outside this file.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     body = [
-        f'<h1>{escape(heading)}</h1><p class="lead">{escape(" · ".join(lead))}</p>',
+        f'<h1>{escape(title)}</h1><p class="lead">{escape(" · ".join(lead))}</p>',
         failures(summary),
         tiles(summary),
         _figures(distribution(summary)),
@@ -175,7 +175,7 @@ def write_report(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(heading)}</title><style>{_STYLE % colours}</style></head>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE % colours}</style></head>\n"
         f"<body>{''.join(body)}</body></html>\n"
     )
     path = directory / "report.html"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,19 +22,6 @@ def arguments_of(command: str, meaning: str | None) -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, such as runs/fedklpr")
     parser.add_argument("--client", required=True, metavar="NAME", help="whose network")
     return parser
-
-
-def status_of(job: Callable[[], None]) -> int:
-    """Does `job`; returns the exit status: 0 done, 2 bad input, which is told in one line, 130 interrupted."""
-    try:
-        job()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
 
 
 def model_of(run: Path, client: str, console: Console) -> Trained:

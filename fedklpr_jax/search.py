@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedklpr_jax.errors import InputError
-from fedklpr_jax.run_folder import arguments_of, model_of, status_of
+from fedklpr_jax.errors import InputError, status_of
+from fedklpr_jax.run_folder import arguments_of, model_of
 
 if TYPE_CHECKING:
     from fedklpr_jax.searching import Ranking

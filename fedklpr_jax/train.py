@@ -26,7 +26,7 @@ from fedklpr_jax.errors import InputError
 from fedklpr_jax.evaluation.features import Evaluation
 from fedklpr_jax.federated import Method, ServerState, Task
 from fedklpr_jax.methods import METHODS
-from fedklpr_jax.metrics import METRIC_TITLES, Ledger, MetricsLog, mean, read_metrics, write_json
+from fedklpr_jax.metrics import METRIC_TITLES, Ledger, MetricsLog, heading, mean, read_metrics, write_json
 from fedklpr_jax.round import start
 from fedklpr_jax.simulation import Evaluations, Examination, RunState, examine, headline, run_round
 
@@ -254,8 +254,7 @@ def _tell(config: ml_collections.ConfigDict, console: Console, method: Method | 
 
 
 def _title(config: ml_collections.ConfigDict) -> str:
-    problem = config.task.name if config.task.name == "classification" else f"{config.task.name} re-ID"
-    return f"{config.method.name} on {problem}, seed {config.seed}"
+    return f"{heading(config.method.name, config.task.name)}, seed {config.seed}"
 
 
 def keep_programs(config: ml_collections.ConfigDict) -> None:

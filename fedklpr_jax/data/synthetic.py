@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from fedklpr_jax.data import render
 from fedklpr_jax.data.site import Images, Site
-from fedklpr_jax.errors import InputError
+from fedklpr_jax.errors import InputError, status_of
 
 _SKINS = "#f6d7c3 #eac0a2 #d8a47f #b97f58 #8d5a3a #5f3b28"
 _HAIRS = "#17130f #2e2018 #5a3a22 #8c5e34 #c9a15a #8a8a8a #a5451f"
@@ -387,17 +387,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--height", type=int, default=64)
     parser.add_argument("--width", type=int, default=32)
     options = parser.parse_args(arguments)
-    try:
-        if not options.show.parent.is_dir():
-            raise InputError(
-                f"--show: the folder {options.show.parent} does not exist; give a path in an existing folder"
-            )
-        sites = make_sites(options.seed, height=options.height, width=options.width)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    contact_sheet(sites).save(options.show, format="PNG")
-    return 0
+    return status_of(lambda: _show(options.show, options.seed, options.height, options.width))
+
+
+def _show(path: Path, seed: int, height: int, width: int) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"--show: the folder {path.parent} does not exist; give a path in an existing folder")
+    contact_sheet(make_sites(seed, height=height, width=width)).save(path, format="PNG")
 
 
 if __name__ == "__main__":
