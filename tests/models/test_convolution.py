@@ -56,10 +56,13 @@ def test_equals_float64_forward_and_gradients(
         with pytest.raises(ValueError, match="does not fit"):
             patches_convolution(x, w, strides, padding)
         return
-    ours = jax.jit(lambda x, w: with_gradients(patches_convolution, x, w, strides, padding))(x, w)
-    # The tolerance is that of some 500 terms in float32 that may cancel; a wrong place is off by a tenth and more.
+    # In float64, where a sum that cancels stays exact enough for a tight tolerance.
+    with jax.enable_x64(True):
+        doubles = (jnp.asarray(np.asarray(array, np.float64)) for array in (x, w))
+        ours = jax.jit(lambda x, w: with_gradients(patches_convolution, x, w, strides, padding))(*doubles)
     for mine, exact in zip(ours, direct_with_gradients(x, w, strides, padding), strict=True):
-        np.testing.assert_allclose(mine, exact, rtol=1e-5, atol=5e-5)
+        assert mine.dtype == np.float64
+        np.testing.assert_allclose(mine, exact, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kernel, strides", [(3, (1, 1)), (5, (2, 2)), (3, (2, 1))])
