@@ -144,7 +144,7 @@ def table(results: Results, rows: Sequence[Row], seeds: Sequence[int], claims: M
       claims: per group what it tests: a line above its rows. None: no such lines.
     """
     done = finished(results, rows, seeds)
-    lines, group = [markdown_header(*COLUMNS)], None
+    lines, group = [markdown_header(*COLUMNS, words=2)], None
     for row in done:
         if claims is not None and row.group != group:
             group = row.group

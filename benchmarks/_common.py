@@ -53,9 +53,14 @@ def markdown_row(*cells: object) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
-def markdown_header(*names: str) -> str:
-    """The head of a Markdown table, two lines: the first column to the left, numbers to the right."""
-    return f"{markdown_row(*names)}\n|---|" + "---:|" * (len(names) - 1)
+def markdown_header(*names: str, words: int = 1) -> str:
+    """The head of a Markdown table, two lines: the first columns, which hold words, to the left, numbers to the right.
+
+    >>> print(markdown_header("row", "what changes", "mAP %", words=2))
+    | row | what changes | mAP % |
+    |---|---|---:|
+    """
+    return f"{markdown_row(*names)}\n|" + "---|" * words + "---:|" * (len(names) - words)
 
 
 def print_row(*cells: object) -> None:
