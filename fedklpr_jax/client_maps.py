@@ -2,10 +2,11 @@
 
 How clients are mapped (`client_map`):
 
-* `map`: one client after the other inside one program; each runs exactly its own number of steps. The default.
+* `map`: one client after the other inside one program; each runs exactly its own number of steps.
 * `vmap`: all at once, or `chunk` at a time; a shorter client's extra steps change nothing. For small models on a GPU.
 * `pmap`: like `map` on every device, through `jax.pmap`, for those who ask for it.
 * `loop`: no program over clients; the stages are compiled for one client and errors name stage and client.
+* `auto`, the default: the fastest of them on the backend (`choose_client_map`).
 
 `map` and `vmap` run under a mesh with the axis `clients`: each device takes its share of the participants, padded to a
 multiple of the devices with clients of no steps whose results are dropped.
@@ -26,6 +27,8 @@ from jax.sharding import PartitionSpec as P
 from fedklpr_jax.trees import PyTree, stack
 
 CLIENT_MAPS = ("map", "vmap", "pmap", "loop")
+# The fastest in the table of `python -m benchmarks.maps` (docs/performance.md), by backend.
+_FASTEST = {"cpu": "map"}
 
 
 class Common(NamedTuple):
@@ -49,6 +52,18 @@ class Mapped(Protocol):
 
 
 Mapper = Callable[[str, Callable[..., PyTree]], Mapped]
+
+
+def choose_client_map(choice: str, backend: str) -> str:
+    """What a `client_map` stands for on a backend, named as `jax.default_backend()` names it.
+
+    `"auto"` is what was measured to be the fastest there; where nothing was, `map`, which takes the memory of one
+    client.
+
+    >>> choose_client_map("auto", "cpu"), choose_client_map("vmap", "cpu")
+    ('map', 'vmap')
+    """
+    return _FASTEST.get(backend, "map") if choice == "auto" else choice
 
 
 def client_mesh(devices: int) -> Mesh:

@@ -145,7 +145,8 @@ FIELDS: dict[str, Field] = {
     "last.warmup": Field(5, "first epochs of a long last round, in which the step size rises [S]", *at_least(0)),
     "last.decay_every": Field(20, "epochs of a long last round after which the step size falls to a tenth [S]",
                               *at_least(1)),
-    "client_map": Field("map", "how clients are mapped", *one_of("map", "vmap", "pmap", "loop")),
+    "client_map": Field("auto", "how clients are mapped; auto = what was measured to be the fastest on the backend",
+                        *one_of("auto", "map", "vmap", "pmap", "loop")),
     "client_chunk": Field(0, "vmap: clients at once; 0 = all", *at_least(0)),
     "devices": Field(0, "devices of a host that share the clients; 0 = all; a CPU is one, or so many if more are "
                      "asked for",
@@ -391,8 +392,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.wire.dtype != "float32" and not config.wire.encode:
         raise InputError(f"config.wire.dtype: {config.wire.dtype} is what values are encoded as; give wire.encode=True "
                          "or float32")
-    if config.hosts and config.client_map not in ("map", "vmap"):
-        raise InputError(f"config.client_map: {config.client_map!r} is for one host; give map or vmap")
+    if config.hosts and config.client_map not in ("auto", "map", "vmap"):
+        raise InputError(f"config.client_map: {config.client_map!r} is for one host; give auto, map or vmap")
     if config.hosts and config.client_states == "disk":
         raise InputError("config.client_states: 'disk' is for one host, others could not read them; give memory")
     reid = config.method.reid

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedklpr_jax.assembly import Federation, participation_count
+from fedklpr_jax.client_maps import choose_client_map
 from fedklpr_jax.client_update import ClientUpdate, Found, RoundInputs
 from fedklpr_jax.federated import ClientData, ClientState, Message, ServerState
 from fedklpr_jax.round import first_states
@@ -86,7 +87,7 @@ def expected(federation: Federation) -> Expected:
     parameters = parameter_count(jax.eval_shape(task.init, jax.random.key(0)))
     flops, activations = _step(federation, server, state)
     together = 1
-    if config.client_map in ("vmap", "pmap"):
+    if choose_client_map(config.client_map, jax.default_backend()) in ("vmap", "pmap"):
         together = min(participants, config.client_chunk or participants)
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(task.arrays))
     # Of the model in float32: gradient, both moments of Adam, received and trained form at every client that trains; an

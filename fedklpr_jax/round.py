@@ -14,7 +14,16 @@ from jax.sharding import PartitionSpec as P
 
 from fedklpr_jax import hosts, programs, submodels
 from fedklpr_jax.aggregation import masked_mean, mean_of_sums, weighted_sums
-from fedklpr_jax.client_maps import CLIENT_MAPS, Common, client_mesh, compiled, everywhere, make_mapper, make_reducer
+from fedklpr_jax.client_maps import (
+    CLIENT_MAPS,
+    Common,
+    choose_client_map,
+    client_mesh,
+    compiled,
+    everywhere,
+    make_mapper,
+    make_reducer,
+)
 from fedklpr_jax.client_states import ClientStates
 from fedklpr_jax.client_update import ClientUpdate, RoundInputs, Told
 from fedklpr_jax.data.stream import nothing_ahead
@@ -67,7 +76,7 @@ def make_engine(
     method: Method,
     *,
     epochs: int,
-    client_map: str = "map",
+    client_map: str = "auto",
     chunk: int = 0,
     devices: int = 1,
     clients: int = 0,
@@ -80,7 +89,7 @@ def make_engine(
       task: data and loss.
       method: the federation.
       epochs: local epochs E of a round.
-      client_map: one of `CLIENT_MAPS`.
+      client_map: one of `CLIENT_MAPS`, or `auto`.
       chunk: with `vmap`, how many clients at once; 0 = all.
       devices: how many devices of each host share the clients at most; 0 = all there are.
       clients: how many clients take part in a round; 0 = all.
@@ -93,8 +102,9 @@ def make_engine(
     Raises:
       InputError: a narrow task is not what the method cuts the whole one to, or there are more hosts than work.
     """
+    client_map = choose_client_map(client_map, jax.default_backend())
     if client_map not in CLIENT_MAPS:
-        raise ValueError(f"client_map: {client_map!r} is not known; it is one of {', '.join(CLIENT_MAPS)}")
+        raise ValueError(f"client_map: {client_map!r} is not known; it is auto, {', '.join(CLIENT_MAPS)}")
     stages = ClientUpdate(task, method)
     # More devices than clients would only train padding.
     available = min(devices * hosts.count() or len(jax.devices()), len(jax.devices()), clients or len(task.clients))

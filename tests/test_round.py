@@ -55,6 +55,7 @@ def differing_mask_bits(left, right):
 @pytest.mark.parametrize(
     "how",
     [
+        {"client_map": "auto"},
         {"client_map": "vmap"},
         {"client_map": "vmap", "chunk": 2},
         {"client_map": "loop"},
