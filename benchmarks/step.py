@@ -31,6 +31,7 @@ BLOCKS = {"resnet18": [2, 2, 2, 2], "resnet50": [3, 4, 6, 3]}
 ROWS = (("resnet18", 64, 32), ("resnet18", 128, 64), ("resnet50", 128, 64), ("resnet50", 256, 128))
 FORMS = ("default", "channels_last", "compile")
 OURS = ("auto", "patches")
+LEAST_STEPS = 4
 
 Timed = Callable[[int], float]
 
@@ -95,8 +96,9 @@ def compare(name: str, size: tuple[int, int], batch: int, python: str | None, re
             print(f"{name} {form}: {error}", file=sys.stderr)
     forms |= peers
     once = forms["auto"](1)
-    # About a second each, so that a call is no part of what is measured.
-    count = max(1, round(1 / once))
+    # A second each and several steps, so that a call, which has its memory given anew by the system, is hardly a part
+    # of what is measured: epochs are steps in a row too.
+    count = max(LEAST_STEPS, round(1 / once))
     seconds: dict[str, list[float]] = {form: [] for form in forms}
     for _ in range(repetitions):
         for form, timed in forms.items():

@@ -169,7 +169,6 @@ def _logits(variables: PyTree, embedding: jax.Array) -> jax.Array:
 def classifier(spec: ModelSpec, pictures: PictureFormat) -> reid.Network:
     """The logits that tests are answered by: that of the answer is the largest."""
 
-    @jax.jit
     def classify_batch(variables: PyTree, pixels: jax.Array) -> jax.Array:
         outputs, _ = spec.apply(reid.trunk_of(variables), pictures.normalise(pixels), False)
         return _logits(variables, outputs["embedding"])
