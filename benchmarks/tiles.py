@@ -34,8 +34,9 @@ def seconds(convolution: Convolution, images: jax.Array, kernel: jax.Array, repe
     """The least time of a convolution with both its gradients, among `times` in a loop."""
 
     def once(_: int, carry: jax.Array) -> jax.Array:
-        # Every pass hangs on the one before it, so that none is taken out of the loop.
-        result, back = jax.vjp(convolution, images + carry * 1e-30, kernel)
+        # Every pass hangs on the one before it, so that nothing is taken out of the loop: not the kernel's transform
+        # either, for training has another kernel at every step.
+        result, back = jax.vjp(convolution, images + carry * 1e-30, kernel + carry * 1e-30)
         return carry + 1e-30 * sum(jnp.sum(leaf) for leaf in (result, *back(jnp.cos(result))))
 
     loop = jax.jit(lambda: lax.fori_loop(0, times, once, jnp.float32(0)))
