@@ -45,6 +45,7 @@ from benchmarks._runs import execute as run_jobs  # noqa: E402
 from fedklpr_jax.cli import parse  # noqa: E402
 from fedklpr_jax.config import flat, resolved, validate  # noqa: E402
 from fedklpr_jax.errors import InputError, status_of  # noqa: E402
+from fedklpr_jax.help_text import Paragraphs  # noqa: E402
 from fedklpr_jax.metrics import write_atomically  # noqa: E402
 
 # The development federation: people and sites that no published number of this repository is measured on.
@@ -190,7 +191,7 @@ def report(plan: Plan, results: Results, last: Sequence[Row]) -> str:
 
 
 def _options(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="ablate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="ablate.py", description=__doc__, formatter_class=Paragraphs)
     parser.add_argument("--out", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--rows", default="", help="comma-separated; all if left out (the base always)")
     parser.add_argument("--best", type=count, default=0, help="stage 2: this many rows with three seeds")

@@ -31,6 +31,7 @@ from benchmarks._comparison_plan import Plan, differences, make_plan  # noqa: E4
 from benchmarks._comparison_progress import run_all  # noqa: E402
 from benchmarks._runs import Parser, between_markers, count, make_folder, markers, part  # noqa: E402
 from fedklpr_jax.errors import InputError, status_of  # noqa: E402
+from fedklpr_jax.help_text import Paragraphs  # noqa: E402
 from fedklpr_jax.metrics import write_atomically  # noqa: E402
 
 MARK = "comparison"
@@ -123,7 +124,7 @@ def _joined(text: dict[str, list[str]]) -> str:
 
 
 def _options(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="compare.py", description=__doc__, formatter_class=Paragraphs)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of what is written")
     parser.add_argument("--methods", required=True, help="comma-separated names of experiments/*.py, or paths")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")

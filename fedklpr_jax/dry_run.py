@@ -182,8 +182,8 @@ def told(federation: Federation, rate: float) -> list[str]:
         f"{found.steps:,} steps of {found.batch} images",
         f"model: {found.parameters:,} parameters, of which {found.shared:,} travel",
         f"bytes: at most {found.bytes_sent / 1e6:,.1f} MB in all, before pruning and compression",
-        f"operations: {found.flops / 1e9:,.2f} GFLOP a step, {found.steps * found.flops / 1e12:,.2f} TFLOP in all; a "
-        f"matrix product does {rate / 1e9:,.0f} GFLOP/s here",
+        f"operations: {found.flops / 1e9:,.2f} GFLOP a step, {found.steps * found.flops / 1e12:,.2f} TFLOP in all; "
+        f"here {rate / 1e9:,.0f} GFLOP/s",
         f"time: about {duration(least)} to {duration(most)}, compilation left out",
         f"memory: about {found.memory / 1e9:.1f} GB",
     ]

@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None, recipe: Recipe | None = None) -
         prog="python -m fedklpr_jax.pretrain", description="Train the trunk that an unsupervised run starts from."
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.npz", help="where to write the weights")
-    parser.add_argument("--arch", default="thin", choices=list(SPECS))
+    parser.add_argument("--arch", default="thin", choices=list(SPECS), metavar="NAME", help=", ".join(SPECS))
     parser.add_argument("--height", type=int, default=64)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--seed", type=int, default=recipe.seed, help="of the drawn people and of the training")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.help_text import Paragraphs
 
 if TYPE_CHECKING:
     from fedklpr_jax.console import Console
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def arguments_of(command: str, meaning: str | None) -> argparse.ArgumentParser:
     """The arguments of `python -m fedklpr_jax.<command>` that name a client's model: `run` and `client`."""
     parser = argparse.ArgumentParser(
-        f"python -m fedklpr_jax.{command}", description=meaning, formatter_class=argparse.RawDescriptionHelpFormatter
+        f"python -m fedklpr_jax.{command}", description=meaning, formatter_class=Paragraphs
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, such as runs/fedklpr")
     parser.add_argument("--client", required=True, metavar="NAME", help="whose network")

@@ -27,15 +27,14 @@ from fedklpr_jax.data.finding import Found, opened_site
 from fedklpr_jax.data.folder import check_names
 from fedklpr_jax.data.listing import shown
 from fedklpr_jax.errors import InputError
+from fedklpr_jax.help_text import Paragraphs
 
 _TITLES = ("Persons", "published", "Images", "published", "Cameras", "published")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m fedklpr_jax.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser("python -m fedklpr_jax.data", description=__doc__, formatter_class=Paragraphs)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     folder = argparse.ArgumentParser(add_help=False)
     folder.add_argument("folder", metavar="DIR", type=Path, help="a data set, or a folder of several")
