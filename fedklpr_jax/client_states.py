@@ -11,8 +11,6 @@ import dataclasses
 import os
 import re
 import uuid
-import zipfile
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedklpr_jax.errors import InputError
+from fedklpr_jax.errors import BROKEN_NPZ, InputError
 from fedklpr_jax.federated import ClientState
 
 _OURS = re.compile(r"\d{8,}-\d{8,}\.npz|\.\d{8,}-\d{8,}\.npz\.[0-9a-f]+")
@@ -65,7 +63,7 @@ class Shelf:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = [file[f"arr_{number}"] for number in range(len(file.files))]
-        except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+        except BROKEN_NPZ as error:
             raise InputError(
                 f"{path}: no readable client state ({type(error).__name__}); start the run anew in another folder"
             ) from error

@@ -7,7 +7,13 @@ its message alone and leaves with status 2. Everything else is our own mistake a
 from __future__ import annotations
 
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
+
+# What NumPy raises for an .npz file that is damaged or something else; the last two: a length beyond memory or numbers.
+BROKEN_NPZ = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+              MemoryError, OverflowError)  # fmt: skip
 
 
 class InputError(ValueError):

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +19,16 @@ import numpy as np
 
 from fedklpr_jax import checkpoint, curves, dry_run, hosts, pictures, trained
 from fedklpr_jax import config as settings
-from fedklpr_jax.assembly import Federation, cache_directory, make_federation, privacy_spent
+from fedklpr_jax.assembly import Federation, cache_directory, make_federation
 from fedklpr_jax.client_states import ClientStates, Shelf
 from fedklpr_jax.console import Console
 from fedklpr_jax.errors import InputError
-from fedklpr_jax.evaluation.features import Evaluation
 from fedklpr_jax.federated import Method, ServerState, Task
 from fedklpr_jax.methods import METHODS
 from fedklpr_jax.metrics import METRIC_TITLES, Ledger, MetricsLog, heading, mean, read_metrics, write_json
 from fedklpr_jax.round import start
-from fedklpr_jax.simulation import Evaluations, Examination, RunState, examine, headline, run_round
+from fedklpr_jax.simulation import Examination, RunState, examine, headline, run_round
+from fedklpr_jax.summary import summary_of
 
 # Settings that may differ between the runs before and after an interruption: they change no number.
 FREE = frozenset({
@@ -366,7 +366,6 @@ def _conclude(
     from fedklpr_jax import report
 
     began = time.monotonic()
-    config = federation.config
     console.line("evaluating before and after local fine-tuning")
     found = course.examine(federation, state, "before", "after", "validation")
     lengths = zip(federation.task.client_names, found.lengths, strict=True)
@@ -376,36 +375,9 @@ def _conclude(
         log.write(_eval_event(federation, found, state, stage))
     if hosts.index():
         return {}
-    before, after = found.results["before"], found.results["after"]
+    before = found.results["before"]
     events = read_metrics(directory / "metrics.jsonl")
-    table_before, table_after = (headline(federation, stage, found.densities) for stage in (before, after))
-    start = _evaluated_at(events, 0)
-    summary = {
-        "method": config.method.name,
-        "task": config.task.name,
-        "seed": config.seed,
-        "rounds": config.rounds,
-        "seconds": state.seconds + time.monotonic() - began,
-        "clients": table_before["clients"],
-        "mean": table_before["mean"],
-        "unseen": table_before.get("unseen"),
-        "after": table_after,
-        "best": _best(events),
-        "start": start,
-        "before_last_round": _evaluated_at(events, config.rounds - 1) if config.last.epochs else None,
-        "validation": _validated(found.validation),
-        "failures": _failures(events, start, table_before["mean"]),
-        "bytes": ledger.summary() | {"examinations": sum(event.get("bytes_sent", 0) for event in events)},
-        "saving": ledger.saving,
-        "average_precisions": _average_precisions(before),
-        "average_precisions_after": _average_precisions(after),
-        "refused": [
-            {"round": event["round"], **entry} for event in events if event["event"] == "round"
-            for entry in event["refused"]
-        ],
-        "privacy": privacy_spent(config, len(federation.task.clients)),
-        "notes": list(federation.notes),
-    }  # fmt: skip
+    summary = summary_of(federation, state, found, events, state.seconds + time.monotonic() - began)
     write_json(directory / "summary.json", summary)
     curves.write_csv(directory, events)
     # Written last, the report marks the run as finished.
@@ -415,50 +387,3 @@ def _conclude(
     names = ("report.html", "summary.json", "metrics.jsonl", "rounds.csv", "evaluations.csv", "checkpoints")
     console.table(summary, [directory / name for name in names])
     return summary
-
-
-def _validated(scores: Mapping[str, float]) -> dict[str, Any] | None:
-    return {"clients": dict(scores), "mean": mean(list(scores.values()))} if scores else None
-
-
-def _average_precisions(evaluations: Evaluations) -> dict[str, np.ndarray]:
-    return {name: result.average_precisions for name, result in evaluations.items() if isinstance(result, Evaluation)}
-
-
-def _best(events: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each stage the largest mean of every metric over all tests after round 0: the usual way of publishing, which
-    chooses the round on test data. No number of ours is taken from here unless it says so."""
-    best: dict[str, dict[str, float]] = {}
-    for event in events:
-        if event["event"] == "eval" and event["round"]:
-            row = best.setdefault(event["stage"], {})
-            for key, value in event["mean"].items():
-                if key in METRIC_TITLES and value is not None:
-                    row[key] = max(value, row.get(key, value))
-    return best
-
-
-def _evaluated_at(events: Sequence[Mapping[str, Any]], round_: int) -> dict[str, Any] | None:
-    """The logged evaluation "before" after so many rounds."""
-    for event in events:
-        if event["event"] == "eval" and event["stage"] == "before" and event["round"] == round_:
-            return {key: event[key] for key in ("clients", "mean")}
-    return None
-
-
-def _failures(
-    events: Sequence[Mapping[str, Any]], start: Mapping[str, Any] | None, end: Mapping[str, Any]
-) -> list[str]:
-    """Why an unsupervised run counts as failed: it clusters too little, or ends no better than it began."""
-    rows = [event["clients"].values() for event in events if event["event"] == "round"][-1]
-    clustered = [(row["images"], row["clustered"][-1]) for row in rows if "clustered" in row]
-    if not clustered:
-        return []
-    share = sum(images * part for images, part in clustered) / sum(images for images, _ in clustered)
-    failures = []
-    if share < 0.5:
-        failures.append(f"fewer than half of the images are clustered at the end ({100 * share:.0f} %)")
-    first = start["mean"]["map"] if start else None
-    if first is not None and end["map"] <= first:
-        failures.append(f"mAP {100 * end['map']:.1f} % is no better than the {100 * first:.1f} % it started from")
-    return failures

@@ -7,8 +7,6 @@ alone can read and write it. A classifier or a pruning mask is no part of it.
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,9 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from fedklpr_jax.errors import InputError
+from fedklpr_jax.errors import BROKEN_NPZ, InputError
 from fedklpr_jax.metrics import write_atomically
 from fedklpr_jax.trees import PyTree
-
-_BROKEN = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def save(path: Path, variables: PyTree) -> None:
@@ -68,7 +64,7 @@ def load(path: Path, like: PyTree) -> PyTree:
     try:
         with np.load(path, allow_pickle=False) as archive:
             leaves = {name: archive[name] for name in archive.files}
-    except _BROKEN as error:
+    except BROKEN_NPZ as error:
         raise InputError(f"{path}: damaged or no .npz archive of plain arrays; make it again") from error
     except TypeError as error:
         raise InputError(f"{path}: one array, not an .npz archive of arrays by leaf; make it again") from error

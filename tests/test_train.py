@@ -25,6 +25,7 @@ from fedklpr_jax.methods import local
 from fedklpr_jax.methods.fedpav import is_classifier
 from fedklpr_jax.metrics import Ledger, MetricsLog, read_metrics
 from fedklpr_jax.pruning import apply_mask
+from fedklpr_jax.summary import best_of
 from tests.federations import toy_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -320,7 +321,7 @@ def test_the_best_of_the_tests_leaves_the_start_out():
         event(2, "before", accuracy=0.5, pooled=0.4, density=0.5),
         event(2, "after", accuracy=0.7, pooled=None),
     ]
-    assert train._best(events) == {"before": {"accuracy": 0.5, "pooled": 0.6}, "after": {"accuracy": 0.7}}
+    assert best_of(events) == {"before": {"accuracy": 0.5, "pooled": 0.6}, "after": {"accuracy": 0.7}}
 
 
 def test_the_first_round_may_be_longer_by_the_tasks_wish():

@@ -10,8 +10,6 @@ import inspect
 import json
 import os
 import uuid
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 
 from fedklpr_jax.data import render, synthetic
 from fedklpr_jax.data.site import Images, Site
+from fedklpr_jax.errors import BROKEN_NPZ
 
 _FIELDS = ("pixels", "ids", "cams", "names")
 
@@ -54,7 +53,7 @@ def _read(path: Path, name: str) -> Site | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             splits = [[file[f"{split}_{field}"] for field in _FIELDS] for split in ("train", "query", "gallery")]
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile):
+    except BROKEN_NPZ:
         return None
     train, query, gallery = (Images(pixels, ids, cams, tuple(names.tolist())) for pixels, ids, cams, names in splits)
     return Site(name, train, query, gallery)

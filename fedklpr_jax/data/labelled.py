@@ -11,8 +11,6 @@ import math
 import os
 import shlex
 import uuid
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fedklpr_jax.data.decoding import MAX_PIXELS
 from fedklpr_jax.data.listing import MAX_BYTES
-from fedklpr_jax.errors import InputError
+from fedklpr_jax.errors import BROKEN_NPZ, InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 SPLITS = ("train", "validation", "test")
@@ -32,9 +30,6 @@ _CACHE_VERSION = 1
 _CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
 # Deeper modes (16-bit, float) would be clipped, not scaled, by a conversion to 8 bits.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-# KeyError and the last two: what is no array, and a length beyond memory or numbers.
-_BROKEN_NPZ = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError,
-               MemoryError, OverflowError)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +199,7 @@ def _read_npz(path: Path) -> Labelled:
             pixels, labels = archive["images"], archive["labels"]
     except InputError:
         raise
-    except _BROKEN_NPZ as error:
+    except BROKEN_NPZ as error:
         raise InputError(f"{name}: no readable .npz ({_first_line(error)}); give an intact one") from error
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or 0 in pixels.shape:
         shape = list(pixels.shape)
@@ -302,7 +297,7 @@ def _load(path: Path) -> Labelled | None:
         with np.load(path, allow_pickle=False) as kept:
             classes, refused = json.loads(str(kept["text"]))
             return Labelled(kept["pixels"], kept["labels"], tuple(classes), tuple(refused))
-    except (*_BROKEN_NPZ, KeyError):
+    except BROKEN_NPZ:
         return None
 
 
