@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.models.convolution import Convolution, max_pool
-from fedklpr_jax.models.layers import make_norm, outputs
+from fedklpr_jax.models.layers import outputs, relu
+from fedklpr_jax.models.norms import make_norm
 
 # Below this, no place is left after the second pool.
 SMALLEST = 16
@@ -64,12 +65,12 @@ class CNN(nn.Module):
                 name=f"conv{i}",
             )(x)
             # The two commute; in this order the ReLU meets a quarter of the map.
-            x = nn.relu(max_pool(x, (2, 2), (2, 2), "VALID"))
+            x = relu(max_pool(x, (2, 2), (2, 2), "VALID"))
         x = x.reshape(x.shape[0], -1)
         draw = _uniform(x.shape[1])
         x = nn.Dense(self.widths[2], dtype=self.dtype, kernel_init=draw, bias_init=draw, name="dense")(x)
         return outputs(
-            nn.relu(x).astype(jnp.float32),
+            relu(x).astype(jnp.float32),
             neck=self.neck,
             embedding_dim=self.embedding_dim,
             dropout=self.dropout,

@@ -16,7 +16,8 @@ import flax.linen as nn
 import jax
 
 from fedklpr_jax.models.convolution import Convolution
-from fedklpr_jax.models.layers import Layer, make_norm, outputs, pool_map, same_conv
+from fedklpr_jax.models.layers import outputs, pool_map, same_conv
+from fedklpr_jax.models.norms import Layer, make_norm
 
 EXPANSION = 6
 EPSILON = 1e-3  # of all norms but the neck's

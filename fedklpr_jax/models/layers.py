@@ -1,9 +1,7 @@
-"""What the networks share: the convolution with its initial values, norms, pooling over the map, and the neck."""
+"""What the networks share: the convolution with its initial values, the ReLU, pooling over the map, and the neck."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,12 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from fedklpr_jax.models.convolution import Convolution
+from fedklpr_jax.models.norms import Layer
 
 # torchvision's kaiming_normal_(mode="fan_out"): an untruncated normal with variance 2 / (kh * kw * outputs).
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-Layer = Callable[..., Any]
-
 
 def conv(features: int, kernel: int, stride: int, *, name: str, dtype: Any, convolution: Convolution) -> nn.Conv:
     """A square convolution without bias; its odd kernel is padded so that stride 1 keeps the map's size."""
@@ -60,6 +56,31 @@ def same_conv(
         conv_general_dilated=by_channel if depthwise else convolution,
         name=name,
     )
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """`max(x, 0)`, of any shape; NaN stays NaN. Only reverse differentiation is defined.
+
+    As a choice, and with a gradient that looks at the result: of a maximum XLA:CPU computes the operand anew for every
+    use, in a residual network back through all blocks of a stage.
+
+    >>> relu(jnp.array([-1.0, 0.0, 2.0])).tolist()
+    [0.0, 0.0, 2.0]
+    """
+    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(y > 0, cotangent, jnp.zeros((), cotangent.dtype)),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
 
 
 class GeM(nn.Module):
@@ -106,56 +127,3 @@ def outputs(
         # A frozen bias stays at its initial zero, so the neck simply has none.
         embedding = norm(use_bias=False, name="bnneck", dtype=jnp.float32)(pooled)
     return {"pooled": pooled, "embedding": nn.Dropout(dropout, deterministic=not train)(embedding)}
-
-
-class GroupNorm(nn.Module):
-    """Group norm of one group: each image by its own mean and variance over all places and kept channels.
-
-        y = scale (x - mean) / sqrt(var + epsilon) + bias
-
-    (Wu and He, "Group normalization", ECCV 2018, equations 1 to 6). It knows neither the batch nor a running value. A
-    channel whose scale is exactly 0 is pruned and does not count, so that a network under a structured mask computes
-    what the one cut to it does; where no scale is 0, this is `nn.GroupNorm(num_groups=1)`.
-
-    >>> norm = GroupNorm()
-    >>> x = jnp.array([[1.0, 3.0, 100.0]])
-    >>> norm.apply({"params": {"scale": jnp.array([1.0, 1.0, 0.0]), "bias": jnp.zeros(3)}}, x).round(2).tolist()
-    [[-1.0, 1.0, 0.0]]
-    """
-
-    use_bias: bool = True
-    epsilon: float = 1e-5
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[n, h, w, c]` or `[n, c]` to the same shape, of `dtype`; sums run in float32."""
-        features = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, features)
-        bias = self.param("bias", nn.initializers.zeros, features) if self.use_bias else 0.0
-        x = x.astype(jnp.float32)
-        kept = (scale != 0).astype(jnp.float32)
-        share = kept / jnp.maximum(jnp.sum(kept), 1.0)
-        places = tuple(range(1, x.ndim - 1))
-
-        def over_kept(values: jax.Array) -> jax.Array:
-            # Places first, which a CPU adds up for many channels at once.
-            return jnp.sum(jnp.mean(values, places, keepdims=True) * share, axis=-1, keepdims=True)
-
-        mean = over_kept(x)
-        variance = jnp.maximum(over_kept(jnp.square(x)) - jnp.square(mean), 0.0)
-        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return ((x - mean) * factor + bias).astype(self.dtype)
-
-
-def make_norm(kind: str, *, train: bool, dtype: Any) -> Layer:
-    """The factory of a network's norms, of epsilon 1e-5.
-
-    Args:
-        kind: `"batch"`, running value = 0.9 old + 0.1 new (PyTorch's momentum 0.1), or `"group"`, without such.
-        train: True for statistics of the batch, False for running ones.
-        dtype: of the result.
-    """
-    if kind == "group":
-        return partial(GroupNorm, dtype=dtype)
-    return partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)

@@ -101,7 +101,7 @@ class Graph:
         return self.op("BatchNormalization", x, *weights, *statistics, epsilon=epsilon)
 
     def _group_norm(self, x: str, dotted: str, scale: np.ndarray, bias: np.ndarray, epsilon: float) -> str:
-        """`models.layers.GroupNorm` of a map: over all places and the channels that are not pruned."""
+        """`models.norms.GroupNorm` of a map: over all places and the channels that are not pruned."""
         # ONNX's own counts pruned channels too.
         kept = (scale != 0).astype(np.float32)
         share, scales, biases = (

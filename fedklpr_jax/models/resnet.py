@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax
 
 from fedklpr_jax.models.convolution import Convolution, max_pool
-from fedklpr_jax.models.layers import Layer, conv, make_norm, outputs, pool_map
+from fedklpr_jax.models.layers import conv, outputs, pool_map, relu
+from fedklpr_jax.models.norms import Layer, make_norm
 
 
 class BasicBlock(nn.Module):
@@ -32,10 +33,10 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[n, h, w, c]` to `[n, h / stride, w / stride, width]`."""
         y = self.conv(self.width, 3, self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = relu(self.norm(name="bn1")(y))
         y = self.conv(self.width, 3, 1, name="conv2")(y)
         y = self.norm(name="bn2")(y)
-        return nn.relu(y + _shortcut(self, x, self.width))
+        return relu(y + _shortcut(self, x, self.width))
 
 
 class BottleneckBlock(nn.Module):
@@ -52,12 +53,12 @@ class BottleneckBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[n, h, w, c]` to `[n, h / stride, w / stride, 4 * width]`."""
         y = self.conv(self.width, 1, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = relu(self.norm(name="bn1")(y))
         y = self.conv(self.width, 3, self.stride, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = relu(self.norm(name="bn2")(y))
         y = self.conv(4 * self.width, 1, 1, name="conv3")(y)
         y = self.norm(name="bn3")(y)
-        return nn.relu(y + _shortcut(self, x, 4 * self.width))
+        return relu(y + _shortcut(self, x, 4 * self.width))
 
 
 def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, features: int) -> jax.Array:
@@ -100,7 +101,7 @@ class ResNet(nn.Module):
 
         kernel, stride = {"7x7/2+pool": (7, 2), "3x3/2": (3, 2), "3x3/1": (3, 1)}[self.stem]
         x = layer(self.widths[0], kernel, stride, name="conv1")(images)
-        x = nn.relu(norm(name="bn1")(x))
+        x = relu(norm(name="bn1")(x))
         if self.stem == "7x7/2+pool":
             x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         last = len(self.widths) - 1

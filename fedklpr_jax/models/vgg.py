@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 
 from fedklpr_jax.models.convolution import Convolution, max_pool
-from fedklpr_jax.models.layers import conv, make_norm, outputs, pool_map
+from fedklpr_jax.models.layers import conv, outputs, pool_map, relu
+from fedklpr_jax.models.norms import make_norm
 
 
 class VGG(nn.Module):
@@ -46,7 +47,7 @@ class VGG(nn.Module):
             for place in range(1, count + 1):
                 name = f"conv{group}_{place}"
                 x = conv(next(widths), 3, 1, name=name, dtype=self.dtype, convolution=self.convolution)(x)
-                x = nn.relu(norm(name=f"bn{group}_{place}")(x))
+                x = relu(norm(name=f"bn{group}_{place}")(x))
             # 28x28 images come to a single place before the last pool.
             if min(x.shape[1:3]) >= 2:
                 x = max_pool(x, (2, 2), (2, 2), "VALID")
