@@ -162,10 +162,13 @@ def _forward(images: jax.Array, kernel: jax.Array, pads: Pads, tile: int) -> tup
     rows = jnp.stack(_combined(move, _places(padded, 1, count[0], tile, size)))
     moved = jnp.stack(_combined(move, _places(rows, 3, count[1], tile, size)), axis=1)
     weighed = _both(weigh, kernel)
-    product = jnp.einsum("abnhwc,abco->abnhwo", moved, weighed)
-    grid = _both(outputs, product).transpose(2, 3, 0, 4, 1, 5)
-    maps = grid.reshape(len(images), count[0] * tile, count[1] * tile, -1)[:, : lengths[0], : lengths[1]]
-    return maps, (moved, weighed)
+    # One axis of tiles: over several, XLA copies what it sums over.
+    product = jnp.einsum("abtc,abco->abto", _joined(moved), weighed).reshape(*moved.shape[:-1], -1)
+    # Across, then down; each new place lies where it belongs in the map, so that nothing is moved afterwards.
+    across = jnp.stack(_combined(outputs, [product[:, b] for b in range(product.shape[1])]), axis=4)
+    wide = across.reshape(len(product), len(images), count[0], count[1] * tile, -1)
+    maps = jnp.stack(_combined(outputs, list(wide)), axis=2).reshape(len(images), count[0] * tile, *wide.shape[3:])
+    return maps[:, : lengths[0], : lengths[1]], (moved, weighed)
 
 
 def _backward(pads: Pads, tile: int, kept: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -176,10 +179,12 @@ def _backward(pads: Pads, tile: int, kept: Any, cotangent: jax.Array) -> tuple[j
     count, rows, columns = moved.shape[2:5]
     height, width = (length - sum(pad) + size - 1 for length, pad in zip(cotangent.shape[1:3], pads, strict=True))
     excess = [(0, tiles * tile - length) for tiles, length in zip((rows, columns), cotangent.shape[1:3], strict=True)]
-    grid = jnp.pad(cotangent, [(0, 0), *excess, (0, 0)]).reshape(count, rows, tile, columns, tile, -1)
-    spread = _both(outputs.T, grid.transpose(2, 4, 0, 1, 3, 5))
-    of_kernel = _both(weigh.T, jnp.einsum("abnhwc,abnhwo->abco", moved, spread))
-    of_tiles = jnp.einsum("abnhwo,abco->abnhwc", spread, weighed)
+    grid = jnp.pad(cotangent, [(0, 0), *excess, (0, 0)]).reshape(count, rows, tile, columns * tile, -1)
+    down = jnp.stack(_combined(outputs.T, [grid[:, :, i] for i in range(tile)]))
+    down = down.reshape(len(down), count, rows, columns, tile, -1)
+    spread = jnp.stack(_combined(outputs.T, [down[:, :, :, :, i] for i in range(tile)]), axis=1)
+    of_kernel = _both(weigh.T, jnp.einsum("abtc,abto->abco", _joined(moved), _joined(spread)))
+    of_tiles = jnp.einsum("abto,abco->abtc", _joined(spread), weighed).reshape(moved.shape)
     of_rows = _overlapped(move, [of_tiles[:, b] for b in range(len(move))], 3, tile)
     padded = _overlapped(move, list(of_rows), 1, tile)
     (top, _), (left, _) = pads
@@ -187,6 +192,11 @@ def _backward(pads: Pads, tile: int, kept: Any, cotangent: jax.Array) -> tuple[j
 
 
 by_tiles.defvjp(_forward, _backward)
+
+
+def _joined(x: jax.Array) -> jax.Array:
+    """`[a, b, n, h, w, c]` to `[a, b, n h w, c]`."""
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def _places(x: jax.Array, axis: int, count: int, tile: int, size: int) -> list[jax.Array]:
