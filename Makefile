@@ -75,7 +75,7 @@ docs: .venv/installed-docs
 	@echo "the site is in site/index.html"
 
 bench: venv
-	@for name in tiles convolution round maps server wire evaluation reranking clustering capacity; do \
+	@for name in tiles convolution round maps server wire evaluation reranking clustering capacity hosts stream; do \
 	  printf '\n## %s\n\n' $$name; .venv/bin/python -m benchmarks.$$name || exit; \
 	done
 	@printf '\n## step\n\n'; .venv/bin/python -m benchmarks.step $(if $(TORCH),--python $(TORCH))

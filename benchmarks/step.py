@@ -114,14 +114,17 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--python", help="a Python with PyTorch")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32])
+    sizes = [f"{height}x{width}" for _, height, width in ROWS]
+    parser.add_argument("--sizes", nargs="+", default=sizes, choices=sorted(set(sizes)), help="height x width")
     parser.add_argument("--networks", nargs="+", default=sorted(BLOCKS), choices=sorted(BLOCKS))
     options = parser.parse_args(given)
     rate = matmul_rate()
     print(f"{machine()}; matrix products at {rate / 1e9:.0f} GFLOP/s\n", flush=True)
     peers = [f"PyTorch {form} ms" for form in FORMS]
     print_header("step", "batch", "floor ms", "ours ms", "patches ms", *peers, "ours / PyTorch")
-    for name, height, width in ROWS:
-        for batch in options.batches if name in options.networks else ():
+    rows = [row for row, size in zip(ROWS, sizes, strict=True) if row[0] in options.networks and size in options.sizes]
+    for name, height, width in rows:
+        for batch in options.batches:
             ms = compare(name, (height, width), batch, options.python, options.repetitions)
             cells = [f"{ms[form]:.0f}" if form in ms else "-" for form in (*OURS, *FORMS)]
             best = min((ms[form] for form in FORMS if form in ms), default=None)

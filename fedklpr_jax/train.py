@@ -25,7 +25,7 @@ from fedklpr_jax.console import Console
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import Method, ServerState, Task
 from fedklpr_jax.methods import METHODS
-from fedklpr_jax.metrics import METRIC_TITLES, Ledger, MetricsLog, heading, mean, read_metrics, write_json
+from fedklpr_jax.metrics import METRIC_TITLES, Ledger, MetricsLog, duration, heading, mean, read_metrics, write_json
 from fedklpr_jax.round import start
 from fedklpr_jax.simulation import Examination, RunState, examine, headline, run_round
 from fedklpr_jax.summary import summary_of
@@ -302,23 +302,30 @@ def follow(
         if hosts.index():
             results = f"host {hosts.index()} of {hosts.count()}, counted from 0; host 0 writes the results"
         console.line(f"{'continuing after round ' + str(done) if done else 'compiling'}; {results}")
+        # Seconds of the last evaluation and of the last round, which tell how long the final evaluation takes.
+        tests, training = 0.0, 0.0
         with console.progress(config.rounds, done) as bar:
             if not done:
-                _examine(course, federation, state, log)
+                _, tests = _examine(course, federation, state, log)
             for round_ in range(done, config.rounds):
                 if config.last.epochs and 0 < round_ == config.rounds - 1 and round_ % config.eval.every:
                     # The long last round is reported with and without.
-                    _examine(course, federation, state, log)
+                    _, tests = _examine(course, federation, state, log)
                 state, event = course.run_round(federation, state)
                 log.write(event)
-                text = _round_text(event)
+                training, text = event.get("seconds", 0.0), _round_text(event)
                 if (round_ + 1) % config.eval.every == 0 and round_ + 1 < config.rounds:
                     # In front, for a narrow terminal cuts the line.
-                    text = f"{_examine(course, federation, state, log)}, {text}"
+                    found, tests = _examine(course, federation, state, log)
+                    text = f"{found}, {text}"
                 state = timed(state)
                 if (round_ + 1) % config.checkpoint.every == 0 or round_ + 1 == config.rounds:
                     _save(federation, directory, state, log)
                 bar.advance(text)
+        # With `eval.after` the tests between rounds are as long as the final ones.
+        left = tests if config.eval.after and config.eval.every < config.rounds else 2 * tests + training
+        about = f", about {duration(left)}" if tests and training else ""
+        console.line(f"evaluating before and after local fine-tuning{about}")
         return _conclude(course, federation, timed(state), directory, log, console)
 
 
@@ -333,8 +340,9 @@ def _round_text(event: dict[str, Any]) -> str:
     return text + (f", {len(event['refused'])} refused" if event["refused"] else "")
 
 
-def _examine(course: Course, federation: Federation, state: RunState, log: MetricsLog) -> str:
-    """Evaluates in the middle of a run and logs it; returns the result in a few words."""
+def _examine(course: Course, federation: Federation, state: RunState, log: MetricsLog) -> tuple[str, float]:
+    """Evaluates in the middle of a run and logs it; returns the result in a few words, and how many seconds it took."""
+    began = time.monotonic()
     stages = ("before", "after") if federation.config.eval.after and int(state.server.round) else ("before",)
     found = course.examine(federation, state, *stages)
     events = [_eval_event(federation, found, state, stage) for stage in stages]
@@ -345,7 +353,7 @@ def _examine(course: Course, federation: Federation, state: RunState, log: Metri
         log.write(event)
     means = events[0]["mean"]
     key = next(key for key in ("map", "pooled") if key in means)
-    return f"{METRIC_TITLES[key]} {100 * means[key]:.1f} %"
+    return f"{METRIC_TITLES[key]} {100 * means[key]:.1f} %", time.monotonic() - began
 
 
 def _eval_event(federation: Federation, found: Examination, state: RunState, stage: str) -> dict[str, Any]:
@@ -366,7 +374,6 @@ def _conclude(
     from fedklpr_jax import report
 
     began = time.monotonic()
-    console.line("evaluating before and after local fine-tuning")
     found = course.examine(federation, state, "before", "after", "validation")
     lengths = zip(federation.task.client_names, found.lengths, strict=True)
     ledger = state.ledger.add({name: (length, None) for name, length in lengths if length})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -132,7 +133,7 @@ def assert_same_run(left: Path, right: Path) -> None:
 def whole(tmp_path_factory) -> Path:
     """The directory of a run that nothing interrupted."""
     directory = tmp_path_factory.mktemp("whole") / "run"
-    finish(settings(directory))
+    (directory.parent / "said.txt").write_text(finish(settings(directory)))
     return directory
 
 
@@ -207,6 +208,8 @@ def test_a_run_writes_what_it_promises(whole):
         assert np.mean(precisions) == pytest.approx(summary["clients"][name]["map"])
     made = [event["programs"] for event in read_metrics(whole / "metrics.jsonl") if event["event"] == "round"]
     assert made[0] > 0 and made[1:] == [0] * (ROUNDS - 1), "only the first round compiles"
+    said = (whole.parent / "said.txt").read_text()
+    assert re.search(r"^evaluating before and after local fine-tuning, about 0:0\d:\d\d$", said, re.MULTILINE), said
     known = json.loads((whole / "config.json").read_text())
     assert known["settings"]["rounds"] == ROUNDS and f"--config.out={whole}" in known["command"]
 
