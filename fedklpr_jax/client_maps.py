@@ -15,6 +15,7 @@ multiple of the devices with clients of no steps whose results are dropped.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -92,11 +93,29 @@ def compiled(function: Callable[..., PyTree], mesh: Mesh, donate: tuple[int, ...
     return jax.jit(function, donate_argnums=donate, out_shardings=everywhere(mesh) if several else None)
 
 
+def brought(tree: PyTree) -> PyTree:
+    """What clients gave, in full on every host that is to read it: a stage leaves it with the devices that made it.
+
+    With several hosts as host arrays: what is done with them next would else be compiled for all devices, leaf by leaf.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            assert isinstance(leaf.sharding, NamedSharding)
+            return jax.device_get(_bringing(leaf.sharding.mesh)(tree))
+    return tree
+
+
+@functools.cache
+def _bringing(mesh: Mesh) -> Callable[[PyTree], PyTree]:
+    return jax.jit(lambda tree: tree, out_shardings=everywhere(mesh))
+
+
 def make_mapper(client_map: str, mesh: Mesh, chunk: int, arrays: PyTree, names: Sequence[str]) -> Mapper:
     """A function `(name, stage) -> mapped stage`, compiled at its first call.
 
     A stage is called `stage(arrays, *scalars, *trees of one client)`; a mapped stage `mapped(scalars, *trees)`, with
-    leading axes that are a multiple of the mesh. With `loop` the first tree is the client's `RoundInputs`.
+    leading axes that are a multiple of the mesh. Its results stay on the devices; `brought` makes them readable. With
+    `loop` the first tree is the client's `RoundInputs`.
 
     Args:
       client_map: one of `CLIENT_MAPS`.
@@ -204,7 +223,7 @@ def _over_devices(stage: Callable[..., PyTree], arrays: PyTree, mesh: Mesh, clie
         body = jax.shard_map(
             body, mesh=mesh, in_specs=(P(), P(), P("clients")), out_specs=P("clients"), check_vma=False
         )
-    program = compiled(body, mesh)
+    program = jax.jit(body)
     return lambda scalars, *trees: program(arrays, scalars, trees)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fedklpr_jax.errors import InputError
-from fedklpr_jax.trees import PyTree
+from fedklpr_jax.trees import PyTree, stack
 
 Result = TypeVar("Result")
 
@@ -85,6 +85,23 @@ def told_text(text: str) -> str:
     own = np.frombuffer(text.encode(), np.uint8)
     length = int(told(np.int64(len(own))))
     return told(np.resize(own, length) if len(own) else np.zeros(length, np.uint8)).tobytes().decode()
+
+
+def dealt(number: int, job: Callable[[int], PyTree]) -> list[PyTree]:
+    """What `job` makes of each of the numbers below `number`, each made by one host and told to all, bit by bit.
+
+    Args:
+      number: at least as many as there are hosts.
+      job: of a number, to arrays of the same structure, shapes and dtypes for all.
+    """
+    if count() == 1:
+        return [job(k) for k in range(number)]
+    own = {k: jax.tree.map(np.asarray, job(k)) for k in range(index(), number, count())}
+    blank = jax.tree.map(np.zeros_like, own[index()])
+    leaves, structure = jax.tree.flatten(stack([own.get(k, blank) for k in range(number)]))
+    everyone = multihost_utils.process_allgather([np.ascontiguousarray(leaf).view(np.uint8) for leaf in leaves])
+    found = [np.asarray(rows).view(leaf.dtype) for rows, leaf in zip(everyone, leaves, strict=True)]
+    return [jax.tree.unflatten(structure, [rows[k % count(), k] for rows in found]) for k in range(number)]
 
 
 def agreed(job: Callable[[], Result]) -> Result:

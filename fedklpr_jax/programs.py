@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from fedklpr_jax import hosts
-from fedklpr_jax.client_maps import Mapper, spread
+from fedklpr_jax.client_maps import Mapper, brought, spread
 from fedklpr_jax.client_update import ClientUpdate, Found, RoundInputs, Told, Training
 from fedklpr_jax.federated import ClientState
 from fedklpr_jax.trees import PyTree, stack
@@ -31,8 +31,8 @@ Epochs = Callable[[int, np.ndarray, RoundInputs, Training, Watch], tuple[Trainin
 
 
 def taken(tree: PyTree, places: np.ndarray, devices: int) -> PyTree:
-    """The rows of the clients out of those of all places."""
-    return tree if devices == 1 else jax.tree.map(lambda leaf: leaf[places], tree)
+    """The rows of the clients out of those of all places, on every host."""
+    return tree if devices == 1 else jax.tree.map(lambda leaf: leaf[places], brought(tree))
 
 
 def fused(stages: ClientUpdate, mapper: Mapper, devices: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -84,13 +84,15 @@ def epochs_in_stages(stages: ClientUpdate, mapper: Mapper) -> Epochs:
             if not labelling.on_host:
                 scalars = (np.int32(round_), np.int32(epoch))
                 return Found(features, jax.block_until_ready(assign(scalars, inputs, training, features)))
-            host, before = np.asarray(features), np.asarray(training.client.labels)
-            labels = [
-                labelling.assign_host(host[place], int(client), before[place], round_, epoch)
-                if steps else labelling.unlabelled
-                for place, (client, steps) in enumerate(zip(inputs.data.index, inputs.steps, strict=True))
-            ]  # fmt: skip
-        return Found(features, hosts.told(stack(labels)))
+            clients, before = inputs.data.index, np.asarray(brought(training.client.labels))
+            host = np.asarray(brought(features))
+
+            def assigned(place: int) -> PyTree:
+                if not inputs.steps[place]:
+                    return labelling.unlabelled
+                return labelling.assign_host(host[place], int(clients[place]), before[place], round_, epoch)
+
+            return Found(features, stack(hosts.dealt(len(clients), assigned)))
 
     def epochs(
         round_: int, rates: np.ndarray, inputs: RoundInputs, training: Training, watch: Watch
@@ -101,7 +103,7 @@ def epochs_in_stages(stages: ClientUpdate, mapper: Mapper) -> Epochs:
             with watch("training"):
                 scalars = (np.int32(round_), np.float32(rate), np.int32(epoch))
                 training = jax.block_until_ready(train_epoch(scalars, inputs, training, *found))
-            made += [{"labels": entry.labels, "steps": training.steps} for entry in found]
+            made += [brought({"labels": entry.labels, "steps": training.steps}) for entry in found]
         # Leading axes [K, E], as in one program.
         return training, jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *made) if made else {}
 

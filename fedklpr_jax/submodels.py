@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from fedklpr_jax.capacity import DeviceClasses
-from fedklpr_jax.client_maps import Mapper, balanced, spread
+from fedklpr_jax.client_maps import Mapper, balanced, brought, spread
 from fedklpr_jax.client_update import ClientUpdate, RoundInputs, Training
 from fedklpr_jax.errors import InputError
 from fedklpr_jax.federated import ClientState, Message, Task, Upload
@@ -149,7 +149,7 @@ def make_programs(
                 model, client = rows_of(begun, chosen)
                 work = work._replace(steps=np.where(own, work.steps, 0).astype(np.int32))
                 began = time.monotonic()
-                out = jax.block_until_ready(trains[device][which](round_, rates, work, model, client, watch))
+                out = jax.block_until_ready(brought(trains[device][which](round_, rates, work, model, client, watch)))
                 seconds[rows[own]] = (time.monotonic() - began) / own.sum()
                 parts.append(jax.tree.map(lambda leaf, o=own: np.asarray(leaf)[o], out))
                 order.append(rows[own])

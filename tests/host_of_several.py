@@ -21,7 +21,25 @@ def what_is_told() -> list[object]:
     mine = (np.array([-0.0, np.nan, np.inf], np.float32), np.array([True, False]), np.zeros((0, 3)), np.int32(7))
     arrays = hosts.told(mine if first else jax.tree.map(np.ones_like, mine))
     same = [a.tobytes() == np.asarray(b).tobytes() and a.dtype == b.dtype for a, b in zip(arrays, mine, strict=True)]
-    return [all(same), hosts.told_text("naïve" if first else ""), hosts.told_text("" if first else "mine")]
+    texts = [hosts.told_text("naïve" if first else ""), hosts.told_text("" if first else "mine")]
+    return [all(same) and what_is_dealt(), *texts]
+
+
+def what_is_dealt() -> bool:
+    """Whether three pieces of work are made by one host each, and arrive on all bit by bit."""
+    made = []
+
+    def work(number: int) -> dict[str, np.ndarray]:
+        made.append(number)
+        return {"x": np.array([-0.0, number], np.float32), "y": np.int64(2**40 + number), "z": np.array([number == 1])}
+
+    found = hosts.dealt(3, work)
+    own = made == list(range(hosts.index(), 3, hosts.count()))
+    return own and all(
+        found[number][key].tobytes() == value.tobytes() and found[number][key].dtype == value.dtype
+        for number in range(3)
+        for key, value in work(number).items()
+    )
 
 
 def what_is_refused() -> list[str]:
