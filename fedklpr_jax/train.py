@@ -324,7 +324,7 @@ def follow(
                 bar.advance(text)
         # With `eval.after` the tests between rounds are as long as the final ones.
         left = tests if config.eval.after and config.eval.every < config.rounds else 2 * tests + training
-        about = f", about {duration(left)}" if tests and training else ""
+        about = f", about {duration(left)} once compiled" if tests and training else ""
         console.line(f"evaluating before and after local fine-tuning{about}")
         return _conclude(course, federation, timed(state), directory, log, console)
 

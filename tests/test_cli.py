@@ -209,7 +209,8 @@ def test_a_run_writes_what_it_promises(whole):
     made = [event["programs"] for event in read_metrics(whole / "metrics.jsonl") if event["event"] == "round"]
     assert made[0] > 0 and made[1:] == [0] * (ROUNDS - 1), "only the first round compiles"
     said = (whole.parent / "said.txt").read_text()
-    assert re.search(r"^evaluating before and after local fine-tuning, about 0:0\d:\d\d$", said, re.MULTILINE), said
+    expected = r"^evaluating before and after local fine-tuning, about 0:0\d:\d\d once compiled$"
+    assert re.search(expected, said, re.MULTILINE), said
     known = json.loads((whole / "config.json").read_text())
     assert known["settings"]["rounds"] == ROUNDS and f"--config.out={whole}" in known["command"]
 
