@@ -67,11 +67,11 @@ def test_libraries_do_the_same_work(tmp_path):
 
 
 def test_the_step_is_timed_against_its_floor_and_a_peer_that_fails_is_told():
-    assert step.matmul_rate(64, 1) > 0
+    assert step.matmul_rate(64, repetitions=1) > 0
     assert step.operations("thin", 32, 16, 4) == pytest.approx(2 * step.operations("thin", 32, 16, 2), rel=0.1)
-    assert step.ours("thin", "auto", 32, 16, 4)(2) > 0
+    assert step.ours("thin", "auto", 32, 16, 4)(2) > 0 and step.ours("thin", "auto", 32, 16, 4, "bfloat16")(1) > 0
     with pytest.raises(RuntimeError, match="pytorch_steps.py ended with status 1"):
-        step.Steps(sys.executable, [[1, 1, 1, 1], False, 32, 16, 4, "default"])
+        step.Steps(sys.executable, [[1, 1, 1, 1], False, 32, 16, 4, "default", "float32"])
 
 
 def test_the_small_server_fills_both_tables(capsys):

@@ -1,8 +1,9 @@
 """PyTorch's side of `benchmarks/step.py`: a ResNet's training steps, timed on request.
 
-Reads one JSON object a line. `{"build": [BLOCKS, BOTTLENECK, HEIGHT, WIDTH, BATCH, FORM]}` with FORM `default`,
-`channels_last` or `compile` makes the network and runs two steps; `{"steps": n}` runs n. Answers each with the seconds
-of a step as JSON on a line.
+Reads one JSON object a line. `{"build": [BLOCKS, BOTTLENECK, HEIGHT, WIDTH, BATCH, FORM, DTYPE]}` makes the network and
+runs two steps; `{"steps": n}` runs n. FORM is `default`, `channels_last`, `compile` or `both`; with DTYPE `bfloat16`
+the network runs under automatic mixed precision. On a GPU where PyTorch sees one. Answers each with the seconds of a
+step as JSON on a line.
 """
 
 from __future__ import annotations
@@ -49,17 +50,24 @@ def network(blocks: list[int], bottleneck: bool) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(channels))
 
 
-def build(blocks: list[int], bottleneck: bool, height: int, width: int, batch: int, form: str) -> Callable[[], None]:
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def build(
+    blocks: list[int], bottleneck: bool, height: int, width: int, batch: int, form: str, dtype: str
+) -> Callable[[], None]:
     """A step: forward, backward, SGD."""
-    net, images = network(blocks, bottleneck), torch.randn(batch, 3, height, width)
-    if form == "channels_last":
+    net, images = network(blocks, bottleneck).to(DEVICE), torch.randn(batch, 3, height, width, device=DEVICE)
+    if form in ("channels_last", "both"):
         net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
-    called = torch.compile(net) if form == "compile" else net
+    called = torch.compile(net) if form in ("compile", "both") else net
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
 
     def step() -> None:
         optimizer.zero_grad()
-        (called(images) - 1).square().mean().backward()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
+            features = called(images)
+        (features.float() - 1).square().mean().backward()
         optimizer.step()
 
     return step
@@ -78,6 +86,8 @@ def main() -> None:
         began = time.perf_counter()
         for _ in range(count):
             step()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         print(json.dumps((time.perf_counter() - began) / count), flush=True)
 
 
