@@ -43,7 +43,7 @@ Timed = Callable[[int], float]
 
 
 def forms_here() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ours and PyTorch's on this backend: patches are a form for CPUs, compiled and channels last at once one for GPUs."""
+    """Ours and PyTorch's on this backend: patches are for CPUs, compiled and channels last at once for GPUs."""
     return (OURS, FORMS[:3]) if jax.default_backend() == "cpu" else (OURS[:1], FORMS)
 
 
