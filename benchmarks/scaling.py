@@ -13,7 +13,7 @@ of all sizes, `last` that of the last two, where what a round costs in any case 
 neither is above 1.1. `--out` draws it.
 
 The second table is the memory of a process of its own for each row, in MB. Where a method keeps something of each
-client (`fedper`, `fedobp`), that lies in a file each, in the system's folder for temporary files: FedOBP's take 2.3 MB
+client (`fedper`, `fedobp`), that lies in a file each, in the system's folder for temporary files: FedOBP's take 4.7 MB
 a client that took part. "flat" says whether memory grew by at most 2 % from the second reading to the last; "device"
 are the buffers there after the first reading and the last.
 """
