@@ -254,7 +254,8 @@ class Examination(NamedTuple):
     """What an examination in some `stages` found: of each stage `before` and `after` its results by the name of the
     test, of `validation` what `validate` of the task says of each client by name; and of each client the bytes of its
     download and the density of its model. `sent` are those of the downloads that crossed a wire for it: none in a
-    simulation."""
+    simulation. `diverged` are the clients whose fine-tuning gave values that are not finite: `after` tests their
+    download once more."""
 
     stages: tuple[str, ...]
     results: dict[str, Evaluations]
@@ -262,11 +263,12 @@ class Examination(NamedTuple):
     lengths: list[int]
     densities: list[float]
     sent: list[int]
+    diverged: list[str]
 
     @classmethod
     def of(cls, stages: Sequence[str]) -> Examination:
         """One that has found nothing yet."""
-        return cls(tuple(stages), {stage: {} for stage in stages if stage != "validation"}, {}, [], [], [])
+        return cls(tuple(stages), {stage: {} for stage in stages if stage != "validation"}, {}, [], [], [], [])
 
 
 def examine(federation: Federation, state: RunState, *stages: str) -> Examination:
@@ -323,16 +325,21 @@ def examine_some(
         for number in tests.get(client, ()):
             found.results[stage][task.examined[number].name] = task.evaluate(variables, number)
 
+    def arrived(place: int) -> PyTree:
+        return merge(engine.method.personalise(delivered.of(place), states[place]), states[place].local)
+
     for place, k in enumerate(chosen):
-        variables = merge(engine.method.personalise(delivered.of(place), states[place]), states[place].local)
+        variables = arrived(place)
         if "before" in found.stages:
             test_all("before", k, variables)
         if "validation" in found.stages and task.validate:
             found.validation[task.client_names[k]] = task.validate(variables, k)
     if "after" in found.stages:
         tuned = _fine_tuned(federation, round_, delivered, states, chosen, together)
-        for k, variables in zip(chosen, tuned, strict=True):
-            test_all("after", k, variables)
+        for place, (k, variables) in enumerate(zip(chosen, tuned, strict=True)):
+            if not (sound := all_finite(variables)):
+                found.diverged.append(task.client_names[k])
+            test_all("after", k, variables if sound else arrived(place))
 
 
 def servers_variables(state: RunState) -> PyTree:

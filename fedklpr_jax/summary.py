@@ -43,7 +43,7 @@ def summary_of(
         "start": start,
         "before_last_round": _evaluated_at(events, config.rounds - 1) if config.last.epochs else None,
         "validation": _validated(found.validation),
-        "failures": _failures(events, start, table_before["mean"]),
+        "failures": [*_failures(events, start, table_before["mean"]), *_diverged(found.diverged)],
         "bytes": ledger.summary() | {"examinations": sum(event.get("bytes_sent", 0) for event in events)},
         "saving": ledger.saving,
         "average_precisions": _average_precisions(before),
@@ -84,6 +84,10 @@ def _evaluated_at(events: Sequence[Mapping[str, Any]], round_: int) -> dict[str,
         if event["event"] == "eval" and event["stage"] == "before" and event["round"] == round_:
             return {key: event[key] for key in ("clients", "mean")}
     return None
+
+
+def _diverged(names: Sequence[str]) -> list[str]:
+    return [f"local fine-tuning diverged at {', '.join(names)}: tested after it as before it"] if names else []
 
 
 def _failures(

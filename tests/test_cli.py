@@ -356,6 +356,10 @@ def test_a_run_in_which_everything_diverges_ends_and_says_so(tmp_path):
     # Each client kept the model it had, the first one.
     events = read_metrics(directory / "metrics.jsonl")
     assert summary["clients"] == events[0]["clients"] and summary["mean"]["map"] > 0
+    # Fine-tuning diverges as well, and is no reason to end without a result.
+    assert summary["after"]["clients"] == summary["clients"]
+    assert summary["failures"] == ["local fine-tuning diverged at harbour, arena: tested after it as before it"]
+    assert f"failed: {summary['failures'][0]}" in out
     # Local training, what is more, sends nothing.
     assert summary["saving"] is None
     assert {key: summary["bytes"][key] for key in ("down", "up", "total", "dense_total", "raw_total")} == dict.fromkeys(
