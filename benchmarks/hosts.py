@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks._common import ROOT, machine, print_header, print_row
+from fedklpr_jax.deploy.loopback import free_port
 from fedklpr_jax.metrics import read_metrics
 
 WAYS = ("one device, half of the cores", "two hosts, half of the cores each", "one host, two devices, all cores")
@@ -55,13 +55,6 @@ def ended(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         sys.exit("a run failed, as it says above")
 
 
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def main(given: Sequence[str] | None = None) -> None:
     """Runs the three ways and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,7 +64,7 @@ def main(given: Sequence[str] | None = None) -> None:
     cores = sorted(os.sched_getaffinity(0))
     halves = cores[: len(cores) // 2], cores[len(cores) // 2 : len(cores) // 2 * 2]
     if not halves[0] or options.rounds < 2:
-        sys.exit("two hosts need two cores, and a round after the first one: give --rounds 2 or more")
+        parser.error("two hosts need two cores, and a round after the first one: give --rounds 2 or more")
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder) / str(way) for way in range(len(WAYS))]
         jobs = [command(out, options.rounds, options.settings) for out in outs]

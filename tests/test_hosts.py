@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from fedklpr_jax import checkpoint
 from fedklpr_jax.config import default_config, validate
+from fedklpr_jax.deploy.loopback import free_port
 from fedklpr_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,12 +50,6 @@ def start(command: list[str], devices: int = 1) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def pair(out: Path, *more: str, second: tuple[str, ...] = ()) -> list[subprocess.Popen[str]]:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 class Block(nn.Module):
     """Two 3x3 convolutions, or 1x1, 3x3, 1x1 to four times the width."""
@@ -48,9 +50,6 @@ def network(blocks: list[int], bottleneck: bool) -> nn.Module:
             layers.append(Block(channels, width, 2 if i == 0 and stage in (1, 2) else 1, bottleneck))
             channels = 4 * width if bottleneck else width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(channels))
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build(

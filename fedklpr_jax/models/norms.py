@@ -41,8 +41,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[n, h, w, c]` or `[n, c]` to the same shape, of `dtype`; sums run in float32."""
         features = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, features)
-        bias = self.param("bias", nn.initializers.zeros, features) if self.use_bias else jnp.zeros(features)
+        scale, bias = _scale_and_bias(self, features)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_variance = self.variable("batch_stats", "var", jnp.ones, features)
         x = x.astype(jnp.float32)
@@ -130,9 +129,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[n, h, w, c]` or `[n, c]` to the same shape, of `dtype`; sums run in float32."""
-        features = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, features)
-        bias = self.param("bias", nn.initializers.zeros, features) if self.use_bias else 0.0
+        scale, bias = _scale_and_bias(self, x.shape[-1:])
         x = x.astype(jnp.float32)
         kept = (scale != 0).astype(jnp.float32)
         share = kept / jnp.maximum(jnp.sum(kept), 1.0)
@@ -146,6 +143,12 @@ class GroupNorm(nn.Module):
         variance = jnp.maximum(over_kept(jnp.square(x)) - jnp.square(mean), 0.0)
         factor = scale * lax.rsqrt(variance + self.epsilon)
         return ((x - mean) * factor + bias).astype(self.dtype)
+
+
+def _scale_and_bias(norm: BatchNorm | GroupNorm, features: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """The parameters of a norm, float32 `[c]`; without `use_bias` the bias is zeros and no parameter."""
+    scale = norm.param("scale", nn.initializers.ones, features)
+    return scale, norm.param("bias", nn.initializers.zeros, features) if norm.use_bias else jnp.zeros(features)
 
 
 def make_norm(kind: str, *, train: bool, dtype: Any) -> Layer:
